@@ -1,0 +1,184 @@
+"""How things are measured: the gate, alternating calls, this machine's ceilings, bytes kept.
+
+The gate comes first: a provider whose outputs or gradients are wrong is never timed.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from .cases import Case
+from .providers import NN, Call, Provider, inputs, twin
+
+SAMPLE_S = 4e-3
+"""A sample lasts at least about this long: shorter calls are timed in bursts."""
+GATE_FLOP = 60e9
+"""A gate in float64 may cost this much; a larger case is gated on fewer time steps of the same layer."""
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Lower quartile, median, upper quartile of at least one value."""
+    if not values:
+        raise ValueError("no samples")
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    p25, p50, p75 = statistics.quantiles(values, n=4, method="inclusive")
+    return p25, p50, p75
+
+
+# two-sided 95 % points of Student's t for 1..10 degrees of freedom
+_T95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+def interval95(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean by Student's t (2 to 11 values, beyond that the last tabulated point)."""
+    if len(values) < 2:
+        raise ValueError("an interval needs at least two values")
+    half = _T95[min(len(values) - 2, len(_T95) - 1)] * statistics.stdev(values) / len(values) ** 0.5
+    mean = statistics.fmean(values)
+    return mean - half, mean + half
+
+
+def errors(result: torch.Tensor, truth: torch.Tensor) -> tuple[float, float]:
+    """Relative L2 error, and largest error over the truth's largest magnitude."""
+    difference, reference = result.double() - truth, truth
+    l2, peak = reference.norm().item(), reference.abs().max().item()
+    return difference.norm().item() / (l2 or 1.0), difference.abs().max().item() / (peak or 1.0)
+
+
+def compare(
+    result: Mapping[str, torch.Tensor], baseline: Mapping[str, torch.Tensor], truth: Mapping[str, torch.Tensor]
+) -> str | None:
+    """Why `result` is wrong, or None: its error may be twice the baseline's plus 4 eps, in both measures."""
+    for name, expected in truth.items():
+        got = result.get(name)
+        if got is None:
+            return f"{name} is missing"
+        if got.shape != expected.shape:
+            return f"{name} has shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
+        if not torch.equal(got.isfinite(), expected.isfinite()):
+            return f"{name} has NaN or Inf where the truth has none, or the reverse"
+        floor = 4 * torch.finfo(got.dtype).eps
+        for measure, ours, theirs in zip(
+            ("L2", "max"), errors(got, expected), errors(baseline[name], expected), strict=True
+        ):
+            if ours > 2 * theirs + floor:
+                return f"{name}: {measure} error {ours:.1e}, torch's own {theirs:.1e}"
+    return None
+
+
+def gate(provider: Provider, case: Case) -> str | None:
+    """Runs outputs and every gradient of a provider against nn in float64; returns why it is wrong, or None.
+
+    Too large a case is checked on its first steps, of the same layer and batch. What the provider raises is its
+    reason too.
+    """
+    short = replace(case, T=max(1, min(case.T, int(case.T * GATE_FLOP / case.flop("train")))))
+    layer = twin(short)
+    data = inputs(short)
+    truth = Call(NN, copy.deepcopy(layer).double(), data.to(torch.float64)).results()
+    baseline = Call(NN, layer, data).results()
+    try:
+        result = Call(provider, provider.build(short, layer), data).results()
+    except Exception as error:  # a study goes on without this provider, and records why
+        return f"{type(error).__name__}: {error}"
+    return compare(result, baseline, truth)
+
+
+@contextmanager
+def no_collector() -> Iterator[None]:
+    """Keeps Python's garbage collector out of what is timed."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def burst_of(seconds: float) -> int:
+    """Calls in a sample, for calls of this length."""
+    return max(1, min(200, round(SAMPLE_S / max(seconds, 1e-9))))
+
+
+def alternate(
+    calls: Mapping[str, Callable[[], object]], budget_s: float, *, min_rounds: int = 5, max_rounds: int = 300
+) -> dict[str, list[float]]:
+    """Seconds a call, by name: all warmed, then in turn, the order turned round every time; samples i are a pair."""
+    repeats: dict[str, int] = {}
+    for name, call in calls.items():
+        call()
+        start = time.perf_counter()
+        call()
+        repeats[name] = burst_of(time.perf_counter() - start)
+    order, samples = list(calls), {name: list[float]() for name in calls}
+    stop = time.perf_counter() + budget_s
+    with no_collector():
+        for round_ in range(max_rounds):
+            if round_ >= min_rounds and time.perf_counter() >= stop:
+                break
+            for name in order if round_ % 2 else reversed(order):
+                call, count = calls[name], repeats[name]
+                start = time.perf_counter()
+                for _ in range(count):
+                    call()
+                samples[name].append((time.perf_counter() - start) / count)
+    return samples
+
+
+def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> list[float]:
+    """Paired ratios, round by round."""
+    return [a / b for a, b in zip(numerator, denominator, strict=True)]
+
+
+@functools.cache
+def ceilings(threads: int) -> tuple[float, float]:
+    """This machine's best float32 matrix product (FLOP/s) and copy (bytes/s, read and written) on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        a, b, c = (torch.ones(1024, 1024) for _ in range(3))
+        source, target = torch.ones(1 << 24), torch.empty(1 << 24)
+        product = min(_seconds(lambda: torch.mm(a, b, out=c)) for _ in range(12))
+        copying = min(_seconds(lambda: target.copy_(source)) for _ in range(6))
+        return 2 * 1024**3 / product, 2 * source.nbytes / copying
+    finally:
+        torch.set_num_threads(before)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def kept_bytes(call: Call) -> int:
+    """Bytes that wait for backward beyond input, weights and outputs: the storages of all tensors that forward saves.
+
+    torch's allocator is not asked: it does not see memory that a kernel pools by itself.
+    """
+    storages: dict[int, int] = {}
+
+    def note(saved: torch.Tensor) -> torch.Tensor:
+        storage = saved.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+        outputs = call.forward_kept()
+    known = [call.x_grad, *outputs, *call.layer.parameters()]
+    if call.lengths is not None:
+        known.append(call.lengths)
+    for tensor in known:
+        storages.pop(tensor.untyped_storage().data_ptr(), None)
+    return sum(storages.values())

@@ -1,0 +1,110 @@
+"""What every study is made of: its context, its verdicts, and the blocks of its section of the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..progress import Progress
+from ..record import Recorder, Row, remark
+
+CONFIRMED, REFUTED, DEPENDS, UNDECIDED = "confirmed", "refuted", "depends", "undecided"
+
+
+class Budget:
+    """Seconds that a part of the study may take."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self._start = seconds, time.monotonic()
+
+    @property
+    def left(self) -> float:
+        return self.seconds - (time.monotonic() - self._start)
+
+    def share(self, part: float) -> Budget:
+        """A budget of this part of what is left."""
+        return Budget(max(0.0, self.left * part))
+
+
+@dataclass
+class Context:
+    """What a study gets to work with."""
+
+    recorder: Recorder
+    progress: Progress
+    budget: Budget
+    effort: str  # quick, default or full
+    data: Path | None = None
+    embeddings: Path | None = None
+
+    def skip(self, study: str, case: str, reason: str) -> None:
+        """Says in the results what did not fit."""
+        self.recorder.add(remark(study, "skipped", reason, case))
+
+    def note(self, study: str, case: str, text: str) -> None:
+        self.recorder.add(remark(study, "note", text, case))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim, what was measured here, the verdict, and why."""
+
+    claim: str
+    measured: str
+    verdict: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; `code` and **strong** as in Markdown, nothing else."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An SVG, or none where no plotting package is there; the caption states question and answer."""
+
+    name: str
+    svg: str | None
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    question: str
+    blocks: Sequence[Text | Table | Figure] = field(default_factory=list)
+
+
+def select(rows: Sequence[Row], **wanted: object) -> list[Row]:
+    """Rows whose columns have these values; a tuple means any of them."""
+    return [
+        row
+        for row in rows
+        if all(
+            getattr(row, name) in value if isinstance(value, tuple) else getattr(row, name) == value
+            for name, value in wanted.items()
+        )
+    ]
+
+
+def remarks(rows: Sequence[Row], study: str) -> list[Text | Table | Figure]:
+    """What a study noted, skipped and failed at, as blocks of the report."""
+    blocks: list[Text | Table | Figure] = [Text(row.note) for row in select(rows, study=study, metric="note")]
+    for metric, title in (("skipped", "Did not fit into the budget"), ("failed", "Failed")):
+        found = select(rows, study=study, metric=metric)
+        if found:
+            lines = [[row.case, row.provider or "all", row.mode or "all", row.note] for row in found]
+            blocks.append(Table(("case", "provider", "mode", "why"), lines, f"{title}."))
+    return blocks

@@ -1,0 +1,334 @@
+"""The claims that the text study can judge, by thresholds fixed beforehand; functions of the rows alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..measure import interval95, quartiles
+from ..record import Row
+from .base import CONFIRMED, DEPENDS, REFUTED, UNDECIDED, Verdict, select
+
+FASTER_BY_A_FIFTH = 0.80  # "20 to 25 % faster": time at most this share
+DOUBLE = (1.8, 2.2)
+COUNT_TOLERANCE = 0.02  # a quoted count holds within 2 %
+FAR, NEAR = (6, 8, 12), (0, 1)  # words between: beyond, and well within, the widest window of 5
+TELLS = 0.9  # accuracy from which a model is said to tell the cases apart
+SEEDS_FOR_INTERVAL = 3
+PROVIDERS = (("fusedrnn", "fused"), ("nn", "torch's"))
+
+
+class Finding(NamedTuple):
+    """One part of a claim: how it came out, what was measured, and why."""
+
+    verdict: str
+    measured: str
+    why: str = ""
+
+
+def judge(claim: str, findings: Sequence[Finding]) -> Verdict:
+    """All parts alike: their verdict. Else it depends; undecided parts are said, and decide nothing."""
+    kinds = {finding.verdict for finding in findings}
+    decided = kinds - {UNDECIDED}
+    verdict = UNDECIDED if not decided else kinds.pop() if len(kinds) == 1 else DEPENDS
+    why = "; ".join(f"{finding.why or finding.measured}: {finding.verdict}" for finding in findings)
+    return Verdict(claim, "; ".join(dict.fromkeys(finding.measured for finding in findings)), verdict, why)
+
+
+def times(rows: Sequence[Row], case: str, provider: str) -> dict[tuple[int, int], float]:
+    """Seconds of training by seed and epoch."""
+    return {(row.seed, row.epoch): row.p50 for row in select(rows, metric="epoch_time", case=case, provider=provider)}
+
+
+def paired(rows: Sequence[Row], above: tuple[str, str], below: tuple[str, str]) -> list[float]:
+    """Ratios of epoch times, epochs of the same seed and number: measured in turn, on the same batches."""
+    first, second = times(rows, *above), times(rows, *below)
+    return [first[key] / second[key] for key in sorted(first.keys() & second.keys())]
+
+
+def finals(rows: Sequence[Row], case: str, provider: str) -> list[Row]:
+    """The accuracy row of each seed's last epoch."""
+    last: dict[int, Row] = {}
+    for row in select(rows, metric="accuracy", case=case, provider=provider):
+        if row.seed not in last or row.epoch > last[row.seed].epoch:
+            last[row.seed] = row
+    return [last[seed] for seed in sorted(last)]
+
+
+def half_width(finals_: Sequence[Row]) -> tuple[float, str]:
+    """Half of the 95 % interval of an accuracy: over seeds where there are three, else of the test set alone."""
+    values = [row.p50 for row in finals_]
+    if len(values) >= SEEDS_FOR_INTERVAL:
+        low, high = interval95(values)
+        return (high - low) / 2, f"{len(values)} seeds"
+    return 1.96 * (values[0] * (1 - values[0]) / finals_[0].n) ** 0.5, "test set alone, one seed"
+
+
+def difference(first: Sequence[Row], second: Sequence[Row]) -> tuple[float, float]:
+    """Mean difference of two accuracies, paired by seed, and half its 95 % interval."""
+    seconds = {row.seed: row for row in second}
+    values = [row.p50 - seconds[row.seed].p50 for row in first if row.seed in seconds]
+    mean = sum(values) / len(values)
+    if len(values) >= SEEDS_FOR_INTERVAL:
+        low, high = interval95(values)
+        return mean, (high - low) / 2
+    return mean, 1.96 * sum(row.p50 * (1 - row.p50) / row.n for row in (first[0], second[0])) ** 0.5
+
+
+def more_accurate(rows: Sequence[Row], better: tuple[str, str], than: tuple[str, str]) -> Finding:
+    first, second = finals(rows, *better), finals(rows, *than)
+    names = f"{better[0].rpartition('/')[2]} against {than[0].rpartition('/')[2]}"
+    if not first or not second:
+        return Finding(UNDECIDED, f"no accuracy of {names}")
+    mean, half = difference(first, second)
+    verdict = CONFIRMED if mean > half else REFUTED if mean < -half else UNDECIDED
+    ends = " / ".join(f"{100 * sum(row.p50 for row in side) / len(side):.1f} %" for side in (first, second))
+    return Finding(verdict, f"accuracy {ends}, {100 * mean:+.1f} ± {100 * half:.1f} points", f"accuracy, {names}")
+
+
+def at_most(rows: Sequence[Row], above: tuple[str, str], below: tuple[str, str], limit: float, label: str) -> Finding:
+    """Confirmed: upper quartile of the ratio at most `limit`. Refuted: lower quartile above 1. Between: it depends."""
+    found = paired(rows, above, below)
+    if len(found) < 2:
+        return Finding(UNDECIDED, f"{label}: not measured")
+    p25, p50, p75 = quartiles(found)
+    verdict = CONFIRMED if p75 <= limit else REFUTED if p25 > 1 else DEPENDS
+    return Finding(verdict, f"{label}: epoch time ratio {p50:.2f} ({p25:.2f}-{p75:.2f})", f"speed, {label}")
+
+
+def corpus_of(rows: Sequence[Row]) -> str | None:
+    """The text corpus that was trained on; the real one where both are there."""
+    names = {row.case.partition("/")[0] for row in select(rows, metric="accuracy")}
+    return next((name for name in ("phrases", "grammar") if name in names), None)
+
+
+def own(rows: Sequence[Row], case: str) -> str:
+    """Who trained a recurrent model for its accuracy: fused, or torch's where there is no other."""
+    return "fusedrnn" if select(rows, metric="accuracy", case=case, provider="fusedrnn") else "nn"
+
+
+def verdicts(rows: Sequence[Row]) -> list[Verdict]:
+    rows = select(rows, study="text")
+    corpus = corpus_of(rows)
+    found = [_trains_alike(rows)]
+    if corpus:
+        found += [_claim1(rows, corpus), _claim2(rows, corpus)]
+    if select(rows, case="series/GRU", metric="accuracy"):
+        found += [_claim3(rows), _claim3_directions(rows)]
+    if select(rows, metric="accuracy_at_gap"):
+        found.append(_claim11(rows))
+    if corpus:
+        found.append(_claim12(rows, corpus))
+    return found
+
+
+def _trains_alike(rows: Sequence[Row]) -> Verdict:
+    claim = "A recurrent model trains faster on fused layers than on torch's, along the same curve."
+    findings = []
+    for case in dict.fromkeys(row.case for row in select(rows, metric="accuracy", provider="nn")):
+        found = paired(rows, (case, "nn"), (case, "fusedrnn"))
+        curves = [
+            {row.epoch: row for row in select(rows, metric="accuracy", case=case, provider=provider, seed=0)}
+            for provider in ("fusedrnn", "nn")
+        ]
+        shared = curves[0].keys() & curves[1].keys()
+        if len(found) < 2 or not shared:
+            continue
+        gap = max(abs(curves[0][epoch].p50 - curves[1][epoch].p50) for epoch in shared)
+        noise = 1.96 * (0.5 / curves[0][min(shared)].n) ** 0.5
+        p25, p50, p75 = quartiles(found)
+        verdict = REFUTED if gap > noise or p75 < 1 else CONFIRMED if p25 > 1 else DEPENDS
+        findings.append(
+            Finding(
+                verdict,
+                f"{case}: {p50:.2f} times ({p25:.2f}-{p75:.2f}), curves at most {100 * gap:.1f} points apart",
+                case,
+            )
+        )
+    return judge(claim, findings or [Finding(UNDECIDED, "not measured")])
+
+
+def _claim1(rows: Sequence[Row], corpus: str) -> Verdict:
+    claim = (
+        "1. A tanh RNN trains 20 to 25 % faster an epoch than the two-channel CNN2, "
+        "and ends more accurate (65.83 against 61.42 %)."
+    )
+    rnn, cnn = f"{corpus}/RNN", (f"{corpus}/CNN2", "conv")
+    speed = [at_most(rows, (rnn, name), cnn, FASTER_BY_A_FIFTH, f"{label} layers") for name, label in PROVIDERS]
+    return judge(_on(claim, corpus), [*speed, more_accurate(rows, (rnn, own(rows, rnn)), cnn)])
+
+
+def _claim2(rows: Sequence[Row], corpus: str) -> Verdict:
+    claim = (
+        "2. BiRNN is slower a step than TextCNN, needs 1 epoch where TextCNN needs 5, ends more accurate, "
+        "costs more products and is less parallel."
+    )
+    case, cnn = f"{corpus}/BiRNN", (f"{corpus}/TextCNN", "conv")
+    findings = []
+    for name, label in PROVIDERS:
+        found = paired(rows, (case, name), cnn)
+        if len(found) >= 2:
+            p25, p50, p75 = quartiles(found)
+            verdict = CONFIRMED if p25 > 1 else REFUTED if p75 < 1 else DEPENDS
+            findings.append(
+                Finding(
+                    verdict,
+                    f"{label} layers: step time ratio {p50:.2f} ({p25:.2f}-{p75:.2f})",
+                    f"slower a step, {label} layers",
+                )
+            )
+    findings += [_fewer_epochs(rows, (case, own(rows, case)), cnn), more_accurate(rows, (case, own(rows, case)), cnn)]
+    for metric, label in (("products", "products a sentence"), ("serial_products", "products one after another")):
+        values = [row.p50 for name in (case, cnn[0]) for row in select(rows, metric=metric, case=name)]
+        if len(values) == 2:
+            findings.append(
+                Finding(
+                    CONFIRMED if values[0] > values[1] else REFUTED,
+                    f"{label} {values[0]:,.0f} / {values[1]:,.0f}",
+                    label,
+                )
+            )
+    return judge(_on(claim, corpus), findings)
+
+
+def _fewer_epochs(rows: Sequence[Row], model: tuple[str, str], other: tuple[str, str]) -> Finding:
+    """Confirmed: the first epoch reaches what the other has after five (or its last). Refuted: no earlier."""
+    mine, theirs = (
+        {row.epoch: row.p50 for row in select(rows, metric="accuracy", case=case, provider=provider, seed=0)}
+        for case, provider in (model, other)
+    )
+    if not mine or len(theirs) < 2:
+        return Finding(UNDECIDED, "too few epochs to compare")
+    reference = min(5, max(theirs))
+    needed = next((epoch for epoch in sorted(mine) if mine[epoch] >= theirs[reference]), None)
+    verdict = REFUTED if needed is None or needed >= reference else CONFIRMED if needed == 1 else DEPENDS
+    reached = "never" if needed is None else f"after {needed}"
+    return Finding(verdict, f"TextCNN's accuracy after {reference} epochs is reached {reached}", "epochs needed")
+
+
+def _claim3(rows: Sequence[Row]) -> Verdict:
+    claim = (
+        "3. At equal width GRU has 25 to 30 % fewer parameters than LSTM and trains 20 to 25 % faster; "
+        "bidirectional doubles both."
+    )
+    count = {row.case: row.p50 for row in select(rows, metric="parameters_encoder")}
+    share = count["series/GRU"] / count["series/LSTM"]
+    findings = [
+        Finding(
+            CONFIRMED if 0.70 <= share <= 0.75 else REFUTED, f"GRU / LSTM parameters {share:.2f}", "parameters, GRU"
+        )
+    ]
+    findings += [
+        at_most(rows, ("series/GRU", name), ("series/LSTM", name), FASTER_BY_A_FIFTH, f"GRU / LSTM, {label} layers")
+        for name, label in PROVIDERS
+    ]
+    double = {count[f"series/Bi{cell}"] / count[f"series/{cell}"] for cell in ("GRU", "LSTM")}
+    findings.append(
+        Finding(
+            CONFIRMED if double == {2.0} else REFUTED, "both directions: twice the parameters", "parameters, directions"
+        )
+    )
+    for cell in ("GRU", "LSTM"):
+        for name, label in PROVIDERS:
+            found = paired(rows, (f"series/Bi{cell}", name), (f"series/{cell}", name))
+            if len(found) >= 2:
+                p25, p50, p75 = quartiles(found)
+                verdict = CONFIRMED if DOUBLE[0] <= p50 <= DOUBLE[1] else REFUTED
+                findings.append(
+                    Finding(
+                        verdict,
+                        f"Bi{cell} / {cell}, {label} layers: {p50:.2f} ({p25:.2f}-{p75:.2f})",
+                        f"time, Bi{cell}, {label}",
+                    )
+                )
+    return judge(claim, findings)
+
+
+def _claim3_directions(rows: Sequence[Row]) -> Verdict:
+    claim = (
+        "3b. Both directions matter more for accuracy than the choice of cell "
+        "(quoted: LSTM 92.1, BiLSTM 93.8, GRU 91.5, BiGRU 93.6 %)."
+    )
+    ends = {
+        cell: finals(rows, f"series/{cell}", own(rows, f"series/{cell}")) for cell in ("LSTM", "BiLSTM", "GRU", "BiGRU")
+    }
+    if not all(ends.values()):
+        return judge(claim, [Finding(UNDECIDED, "not all four were trained")])
+    directions = [difference(ends[f"Bi{cell}"], ends[cell]) for cell in ("LSTM", "GRU")]
+    cells = [difference(ends[f"{way}LSTM"], ends[f"{way}GRU"]) for way in ("", "Bi")]
+    gain, choice = (max(abs(mean) for mean, _ in pairs) for pairs in (directions, cells))
+    certain = any(abs(mean) > half for mean, half in directions + cells)
+    bayes = [row.p50 for row in select(rows, case="series/Bayes")]
+    accuracies = ", ".join(f"{cell} {100 * sum(row.p50 for row in end) / len(end):.1f} %" for cell, end in ends.items())
+    text = f"{accuracies}; best possible {100 * bayes[0]:.1f} %" if bayes else accuracies
+    why = f"directions change at most {100 * gain:.1f} points, the cell {100 * choice:.1f}"
+    if not certain:
+        return judge(claim, [Finding(UNDECIDED, text, f"{why}, all within their 95 % intervals")])
+    lifts = all(mean > half for mean, half in directions)
+    return judge(claim, [Finding(CONFIRMED if lifts and gain > choice else REFUTED, text, why)])
+
+
+def _claim11(rows: Sequence[Row]) -> Verdict:
+    claim = (
+        '11. Word order is why: the RNN tells "not good" from "good" '
+        "and uses cues farther apart than a window of 2 to 5 words."
+    )
+    findings = []
+    for model in ("RNN", "BiRNN"):
+        case = f"grammar/{model}"
+        near, far = (_pooled(rows, case, own(rows, case), gaps) for gaps in (NEAR, FAR))
+        windows = [_pooled(rows, f"grammar/{name}", "conv", FAR) for name in ("CNN2", "TextCNN")]
+        if near is None or far is None or None in windows:
+            findings.append(Finding(UNDECIDED, f"{model}: not measured"))
+            continue
+        best = max(window for window, _ in windows)
+        half = 1.96 * (2 * 0.25 / far[1]) ** 0.5
+        findings.append(
+            Finding(
+                CONFIRMED if near[0] >= TELLS else REFUTED,
+                f"{model} with cues 0 to 1 words apart {100 * near[0]:.0f} %",
+                f"{model} near",
+            )
+        )
+        verdict = CONFIRMED if far[0] > best + half else REFUTED if far[0] < best - half else UNDECIDED
+        findings.append(
+            Finding(
+                verdict,
+                f"{model} beyond the window {100 * far[0]:.0f} %, best convolution {100 * best:.0f} %",
+                f"{model} far",
+            )
+        )
+    return judge(claim, findings)
+
+
+def _pooled(rows: Sequence[Row], case: str, provider: str, gaps: tuple[int, ...]) -> tuple[float, int] | None:
+    """Accuracy over these gaps and all seeds, and how many answers it stands on."""
+    found = select(rows, metric="accuracy_at_gap", case=case, provider=provider, T=gaps)
+    count = sum(row.n for row in found)
+    return (sum(row.p50 * row.n for row in found) / count, count) if count else None
+
+
+def _claim12(rows: Sequence[Row], corpus: str) -> Verdict:
+    claim = "12. Quoted arithmetic: RNN 22.8K products a step and 23.5K parameters; CNN2 44.8K convolution parameters."
+    findings = []
+    for label, case, metric, quoted in (
+        ("RNN products a step", "RNN", "products_a_step", 22_800),
+        ("RNN parameters without embedding", "RNN", "parameters", 23_500),
+        ("CNN2 convolution weights", "CNN2", "products_a_step", 44_800),
+    ):
+        found = select(rows, case=f"{corpus}/{case}", metric=metric)
+        if not found or found[0].I != 50:
+            findings.append(Finding(UNDECIDED, f"{label}: not counted at width 50"))
+            continue
+        value = found[0].p50
+        holds = abs(value / quoted - 1) <= COUNT_TOLERANCE
+        findings.append(
+            Finding(CONFIRMED if holds else REFUTED, f"{label} {value:,.0f}", f"{label}, quoted {quoted:,}")
+        )
+    return judge(claim, findings)
+
+
+def _on(claim: str, corpus: str) -> str:
+    return (
+        claim if corpus == "phrases" else f"{claim} (Here on the built-in grammar; `--data` takes the movie reviews.)"
+    )

@@ -1,0 +1,156 @@
+// Computes: C[rows, cols] = init + A[rows, K] * B[K, cols], the only matrix product of the kernel: input projection,
+// recurrence, dh, dx, dW. Mapping: a micro-kernel keeps an R x C block of accumulators (C in vectors) in registers for
+// a whole run of K; B is packed as [K][C][lanes]. Memory: K is cut so that a block of B stays in L1 while several row
+// blocks pass over it.
+#pragma once
+#include "cpu/blocks.h"
+#include "cpu/vec.h"
+
+namespace fusedrnn::cpu::FUSEDRNN_ISA {
+
+constexpr int block_rows(int cols) { return cpu::block_rows(kRegisters, cols); }
+constexpr int64_t kL1Bytes = 24 << 10, kPrefetchSteps = 32;
+
+template <class T>
+struct Gemm {
+  T* c;
+  int64_t ldc;  // C, row stride
+  const T* init;
+  int64_t ldi;  // added to the product; stride 0: one row for all; null: zeros
+  const T* const* a;
+  int64_t shift;     // row i of A starts at a[i] + shift
+  int64_t k_stride;  // step of A along K: 1, or the row length for a transposed A
+  const T* b;
+  int64_t K;
+};
+
+template <class T, int R, int C>
+__attribute__((noinline)) void gemm_block(const Gemm<T>& g) {
+  using V = Vec<T>;
+  constexpr int W = V::lanes;
+  constexpr int U = R * C >= 8   ? 1
+                    : R * C >= 4 ? 2
+                                 : 4;  // independent sums per output: at least 8 chains hide the FMA latency
+  const T* a[R];
+  V acc[U][R][C];
+#pragma GCC unroll 8
+  for (int i = 0; i < R; i++) {
+    a[i] = g.a[i] + g.shift;
+#pragma GCC unroll 4
+    for (int j = 0; j < C; j++) {
+#pragma GCC unroll 4
+      for (int u = 0; u < U; u++) acc[u][i][j] = V(T(0));
+    }
+  }
+  const T* b = g.b;
+  const int64_t ks = g.k_stride;
+  int64_t at = 0;
+  auto step = [&](V(&sum)[R][C]) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+    for (int j = 0; j < C; j += (64 / kVectorBytes ? 64 / kVectorBytes : 1))
+      __builtin_prefetch(b + (kPrefetchSteps * C + j) * W);
+    if constexpr (R >= C) {
+      V col[C];
+#pragma GCC unroll 4
+      for (int j = 0; j < C; j++) col[j] = V::load(b + j * W);
+#pragma GCC unroll 8
+      for (int i = 0; i < R; i++) {
+        const V row(a[i][at]);
+#pragma GCC unroll 4
+        for (int j = 0; j < C; j++) sum[i][j] = multiply_add(row, col[j], sum[i][j]);
+      }
+    } else {
+      V row[R];
+#pragma GCC unroll 8
+      for (int i = 0; i < R; i++) row[i] = V(a[i][at]);
+#pragma GCC unroll 4
+      for (int j = 0; j < C; j++) {
+        const V col = V::load(b + j * W);
+#pragma GCC unroll 8
+        for (int i = 0; i < R; i++) sum[i][j] = multiply_add(row[i], col, sum[i][j]);
+      }
+    }
+    b += C * W;
+    at += ks;
+  };
+  int64_t k = 0;
+  for (; k + U <= g.K; k += U) {
+#pragma GCC unroll 4
+    for (int u = 0; u < U; u++) step(acc[u]);
+  }
+  for (; k < g.K; k++) step(acc[0]);
+#pragma GCC unroll 8
+  for (int i = 0; i < R; i++)
+#pragma GCC unroll 4
+    for (int j = 0; j < C; j++) {
+      V sum = acc[0][i][j];
+#pragma GCC unroll 4
+      for (int u = 1; u < U; u++) sum = sum + acc[u][i][j];
+      if (g.init)
+        sum = sum + V::load(g.init + i * g.ldi + j * W);  // last: sums of short runs round less than one int64_t chain
+      sum.store(g.c + i * g.ldc + j * W);
+    }
+}
+
+template <class T, int C>
+void gemm_cols(const Gemm<T>& g, int64_t rows) {
+  constexpr int R = block_rows(C);
+  using Block = void (*)(const Gemm<T>&);
+#define FUSEDRNN_TAIL(n) gemm_block<T, (n < R ? n : R), C>
+  static constexpr Block tail[kMaxRows] = {nullptr,          FUSEDRNN_TAIL(1), FUSEDRNN_TAIL(2), FUSEDRNN_TAIL(3),
+                                           FUSEDRNN_TAIL(4), FUSEDRNN_TAIL(5), FUSEDRNN_TAIL(6), FUSEDRNN_TAIL(7)};
+#undef FUSEDRNN_TAIL
+  const int64_t k_max = kL1Bytes / int64_t(C * kVectorBytes);
+  int64_t k0 = 0;
+  do {  // at least once: an empty sum is `init`, or zeros
+    Gemm<T> h = g;
+    h.K = g.K - k0 < k_max ? g.K - k0 : k_max;
+    h.b = g.b + k0 * C * Vec<T>::lanes;
+    h.shift = g.shift + k0 * g.k_stride;
+    if (k0) {
+      h.init = g.c;
+      h.ldi = g.ldc;
+    }
+    for (int64_t r = 0; r < rows; r += R) {
+      if (rows - r >= R)
+        gemm_block<T, R, C>(h);
+      else
+        tail[rows - r](h);
+      h.a += R;
+      h.c += R * h.ldc;
+      if (h.init) h.init += R * h.ldi;
+    }
+    k0 += k_max;
+  } while (k0 < g.K);
+}
+// cols: width of the packed block in vectors, 1 to kMaxCols.
+template <class T>
+void gemm(int cols, const Gemm<T>& g, int64_t rows) {
+  switch (cols) {
+    case 1:
+      return gemm_cols<T, 1>(g, rows);
+    case 2:
+      return gemm_cols<T, 2>(g, rows);
+    case 3:
+      return gemm_cols<T, 3>(g, rows);
+    default:
+      return gemm_cols<T, 4>(g, rows);
+  }
+}
+
+// dst[k * ldd + j] = src[j * K + k] for j < n <= lanes, zeros up to lanes: one gate vector of a weight, K-major.
+template <class T>
+void pack_transposed(T* dst, int64_t ldd, const T* src, int64_t n, int64_t K) {
+  using V = Vec<T>;
+  constexpr int W = V::lanes;
+  for (int64_t k = 0; k < K; k += W) {
+    V r[W];
+#pragma GCC unroll 16
+    for (int j = 0; j < W; j++) r[j] = j < n ? V::load(src + j * K + k, K - k) : V(T(0));
+    transpose(r);
+#pragma GCC unroll 16
+    for (int j = 0; j < W; j++)
+      if (k + j < K) r[j].store(dst + (k + j) * ldd);
+  }
+}
+}  // namespace fusedrnn::cpu::FUSEDRNN_ISA

@@ -1,0 +1,161 @@
+// The ops `scan` and `scan_backward`: the recurrence from given projections, and its adjoint down to the gates.
+#include "cpu/check.h"
+#include "cpu/kernel.h"
+#include "cpu/ops.h"
+#include "cpu/team.h"
+
+namespace fusedrnn::cpu {
+namespace {
+// [T, B, S, Z H], where a value's H units lie together: the form an op returns.
+template <class T>
+Kept<T> gates_view(const Tensor& t, int64_t H) {
+  if (t.dim() != 4 || t.numel() == 0) return {nullptr, 0, 0, 0, 0, 0, false};
+  return {data<T>(t), t.stride(0), t.stride(1), t.stride(2), instruction_set().vector_bytes / int64_t(sizeof(T)),
+          H,          false};
+}
+
+template <class T>
+std::vector<Weights<const T>> recurrent_weights(const Tensor& w, const OptionalTensor& bias) {
+  std::vector<Weights<const T>> streams;
+  for (int64_t s = 0; s < w.size(0); s++)
+    streams.push_back({nullptr, data<const T>(w) + s * w.size(1) * w.size(2), nullptr,
+                       bias ? data<const T>(*bias) + s * w.size(1) : nullptr});
+  return streams;
+}
+
+void refuse(const char* name, bool given) {
+  STD_TORCH_CHECK(!given, "fusedrnn: scan: ", name,
+                  " is reserved and not taken by the CPU kernel yet; pass None (an empty list for rates)");
+}
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
+    const Tensor& gates_x, const OptionalTensor& h0, const OptionalTensor& c0, const Tensor& weight_hh,
+    const OptionalTensor& bias_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
+    const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& offsets,
+    const OptionalTensor& mask_key, std::vector<double> rates, int64_t cell, int64_t directions, bool save,
+    const OptionalTensor&, const OptionalTensor&, const OptionalTensor&) {
+  refuse("reset_h", reset_h.has_value());
+  refuse("reset_c", reset_c.has_value());
+  refuse("offsets", offsets.has_value());
+  refuse("mask_key", mask_key.has_value());
+  refuse("rates", !rates.empty());
+  check_cell(cell, directions);
+  STD_TORCH_CHECK(gates_x.dim() == 4 && weight_hh.dim() == 3,
+                  "fusedrnn: expected gates_x [T, B, S, G*H] and weight_hh [S, G*H, H], got ", shape_text(gates_x),
+                  " and ", shape_text(weight_hh));
+  const int64_t T = gates_x.size(0), B = gates_x.size(1), S = gates_x.size(2), H = weight_hh.size(2),
+                G = cell_gates(int(cell));
+  const ScalarType type = gates_x.scalar_type(), compute = compute_type(type);
+  const bool lstm = cell == kLstm;
+  check_type(type);
+  STD_TORCH_CHECK(S % directions == 0, "fusedrnn: expected a multiple of ", directions, " streams, got ", S);
+  check_shape("gates_x", gates_x, {T, B, S, G * H});
+  check_like("weight_hh", weight_hh, {S, G * H, H}, type);
+  check_like("bias_hh", bias_hh, {S, G * H}, type);
+  check_like("h0", h0, {S, B, H}, type);
+  check_like("c0", c0, {S, B, H}, type);
+  STD_TORCH_CHECK(lstm || !c0, "fusedrnn: c0 is for the LSTM only");
+
+  Tensor y = empty({T, B, S, H}, compute), hn = empty({S, B, H}, compute);
+  Tensor gates =
+      save && cell_kept(int(cell)) ? empty({T, B, S, cell_kept(int(cell)) * H}, compute) : empty({0}, compute);
+  Tensor cs = lstm ? empty({T, B, S, H}, compute) : empty({0}, compute),
+         cn = lstm ? empty({S, B, H}, compute) : empty({0}, compute);
+  const Tensor projections = rows_of(gates_x, compute), w = dense(weight_hh, compute);
+  const OptionalTensor bias = dense(bias_hh, compute), h = dense(h0, compute), c = dense(c0, compute);
+  const auto run = [&](auto zero) {
+    using R = decltype(zero);
+    const Kernels<R>& k = kernels<R>();
+    const auto weights = recurrent_weights<R>(w, bias);
+    ForwardCall<R> f{};
+    f.problem = {int(cell), int(directions), T, B, S, H, 0};
+    f.rows = check_rows(lengths, reset, T, B, S, true);
+    f.gates_x = sequence<const R>(projections);
+    f.weights = weights.data();
+    f.h0 = data<const R>(h), f.c0 = data<const R>(c);
+    f.y = sequence<R>(y), f.cs = sequence<R>(cs), f.kept = gates_view<R>(gates, H);
+    f.hn = data<R>(hn), f.cn = data<R>(cn);
+    run_call<R>(
+        f, [&](const Machine& m) { return plan_forward(f.problem, int(G), sizeof(R), m); },
+        [&](const Plan& plan) { return k.forward_scratch(f.problem, plan); },
+        [&](int thread) { k.forward(f, thread); });
+  };
+  if (T && B) compute == ScalarType::Double ? run(0.) : run(0.f);
+  return {as_type(y, type), as_type(hn, type), as_type(gates, type), as_type(cs, type), as_type(cn, type)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
+    const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dgates, const OptionalTensor& dcs,
+    const OptionalTensor& dcn, const Tensor& gates, const Tensor& y, const OptionalTensor& h0, const OptionalTensor& cs,
+    const OptionalTensor& c0, const Tensor& weight_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
+    int64_t cell, int64_t directions) {
+  check_cell(cell, directions);
+  STD_TORCH_CHECK(y.dim() == 4, "fusedrnn: expected y [T, B, S, H], got ", shape_text(y));
+  const int64_t T = y.size(0), B = y.size(1), S = y.size(2), H = y.size(3), G = cell_gates(int(cell)),
+                Z = cell_kept(int(cell));
+  const ScalarType type = y.scalar_type(), compute = compute_type(type);
+  const bool lstm = cell == kLstm, gru = cell == kGru;
+  check_type(type);
+  STD_TORCH_CHECK(S % directions == 0, "fusedrnn: expected a multiple of ", directions, " streams, got ", S);
+  check_like("weight_hh", weight_hh, {S, G * H, H}, type);
+  if (Z) check_like("gates", gates, {T, B, S, Z * H}, type);
+  check_gradient("dy", dy, {T, B, S, H}, type);
+  check_gradient("dhn", dhn, {S, B, H}, type);
+  check_gradient("dcn", dcn, {S, B, H}, type);
+  if (Z) check_gradient("dgates", dgates, {T, B, S, Z * H}, type);
+  check_gradient("dcs", dcs, {T, B, S, H}, type);
+  check_like("h0", h0, {S, B, H}, type);
+  if (lstm) {
+    STD_TORCH_CHECK(cs.has_value(), "fusedrnn: the LSTM's adjoint needs cs");
+    check_like("cs", cs, {T, B, S, H}, type);
+    check_like("c0", c0, {S, B, H}, type);
+  }
+
+  Tensor dgates_x = empty({T, B, S, G * H}, compute), dh0 = empty({S, B, H}, compute);
+  Tensor dc0 = lstm ? empty({S, B, H}, compute) : empty({0}, compute),
+         dq = gru ? empty({T, B, S, H}, compute) : empty({0}, compute);
+  const OptionalTensor dy_ = rows_of(dy, compute), dgates_ = rows_of(dgates, compute), dcs_ = rows_of(dcs, compute),
+                       cs_ = rows_of(cs, compute);
+  const OptionalTensor dhn_ = dense(dhn, compute), dcn_ = dense(dcn, compute), h = dense(h0, compute),
+                       c = dense(c0, compute);
+  const Tensor kept = gates.dim() == 4 ? rows_of(gates, compute) : gates, y_ = rows_of(y, compute),
+               w = dense(weight_hh, compute);
+  const auto run = [&](auto zero) {
+    using R = decltype(zero);
+    const Kernels<R>& k = kernels<R>();
+    const auto weights = recurrent_weights<R>(w, std::nullopt);
+    BackwardCall<R> f{};
+    f.problem = {int(cell), int(directions), T, B, S, H, 0};
+    f.rows = check_rows(lengths, reset, T, B, S, true);
+    f.weights = weights.data();
+    f.h0 = data<const R>(h), f.c0 = lstm ? data<const R>(c) : nullptr;
+    f.y = sequence<const R>(y_), f.cs = lstm ? sequence<const R>(cs_) : Sequence<const R>{nullptr, 0, 0, 0};
+    f.kept = gates_view<const R>(kept, H);
+    if (Z && dgates_) f.dkept = gates_view<const R>(*dgates_, H);
+    f.dy = sequence<const R>(dy_);
+    if (lstm) f.dcs = sequence<const R>(dcs_);
+    f.dhn = data<const R>(dhn_), f.dcn = data<const R>(dcn_);
+    f.dgates_x = sequence<R>(dgates_x), f.dq = sequence<R>(dq);
+    f.dh0 = data<R>(dh0), f.dc0 = data<R>(dc0);
+    run_call<R>(
+        f, [&](const Machine& m) { return plan_backward(f.problem, int(G), sizeof(R), m); },
+        [&](const Plan& plan) { return k.backward_scratch(f.problem, plan, false, false); },
+        [&](int thread) { k.backward(f, thread); });
+  };
+  if (T && B) compute == ScalarType::Double ? run(0.) : run(0.f);
+  return {as_type(dgates_x, type), as_type(dh0, type), as_type(dc0, type), as_type(dq, type)};
+}
+
+Tensor pointwise(const Tensor& x, bool tanh) {
+  check_type(x.scalar_type());
+  STD_TORCH_CHECK(x.scalar_type() != ScalarType::BFloat16 && x.is_contiguous(),
+                  "fusedrnn: pointwise: expected a contiguous float32 or float64 tensor");
+  Tensor y = torch::stable::empty_like(x);
+  if (x.scalar_type() == ScalarType::Double)
+    kernels<double>().pointwise(tanh, data<const double>(x), data<double>(y), x.numel());
+  else
+    kernels<float>().pointwise(tanh, data<const float>(x), data<float>(y), x.numel());
+  return y;
+}
+}  // namespace fusedrnn::cpu

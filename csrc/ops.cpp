@@ -1,0 +1,43 @@
+// Schemas of the ops and their CPU registration, on torch's stable ABI: one binary for every torch from
+// TORCH_TARGET_VERSION on. What the arguments mean is said in fusedrnn/ops.py; tests/test_ops.py holds the two texts
+// together.
+#include "cpu/ops.h"
+
+#include "cpu/kernel.h"
+
+namespace {
+std::string isa() { return fusedrnn::cpu::instruction_set().name; }
+}  // namespace
+
+STABLE_TORCH_LIBRARY(fusedrnn, m) {
+  m.def(
+      "scan(Tensor gates_x, Tensor? h0, Tensor? c0, Tensor weight_hh, Tensor? bias_hh, Tensor? lengths, Tensor? reset, "
+      "Tensor? reset_h,"
+      " Tensor? reset_c, Tensor? offsets, Tensor? mask_key, float[] rates, int cell, int directions, bool save, "
+      "Tensor? x=None,"
+      " Tensor? weight_ih=None, Tensor? bias_ih=None) -> (Tensor y, Tensor hn, Tensor gates, Tensor cs, Tensor cn)");
+  m.def(
+      "scan_backward(Tensor? dy, Tensor? dhn, Tensor? dgates, Tensor? dcs, Tensor? dcn, Tensor gates, Tensor y, "
+      "Tensor? h0, Tensor? cs,"
+      " Tensor? c0, Tensor weight_hh, Tensor? lengths, Tensor? reset, int cell, int directions)"
+      " -> (Tensor dgates_x, Tensor dh0, Tensor dc0, Tensor dq)");
+  m.def(
+      "layer(Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, int cell, bool bias, "
+      "bool save, bool states)"
+      " -> (Tensor y, Tensor hn, Tensor cs, Tensor cn, Tensor kept)");
+  m.def(
+      "layer_backward(Tensor? dy, Tensor? dhn, Tensor? dcs, Tensor? dcn, Tensor x, Tensor? h0, Tensor? c0, Tensor[] "
+      "weights, Tensor y, Tensor cs,"
+      " Tensor kept, Tensor? lengths, Tensor? reset, int cell, bool bias, int wanted) -> Tensor[]");
+  m.def("pointwise(Tensor x, bool tanh) -> Tensor");
+  m.def("isa() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CPU, m) {
+  m.impl("scan", TORCH_BOX(&fusedrnn::cpu::scan));
+  m.impl("scan_backward", TORCH_BOX(&fusedrnn::cpu::scan_backward));
+  m.impl("layer", TORCH_BOX(&fusedrnn::cpu::layer));
+  m.impl("layer_backward", TORCH_BOX(&fusedrnn::cpu::layer_backward));
+  m.impl("pointwise", TORCH_BOX(&fusedrnn::cpu::pointwise));
+}
+STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CompositeExplicitAutograd, m) { m.impl("isa", TORCH_BOX(&isa)); }

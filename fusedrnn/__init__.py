@@ -1,0 +1,29 @@
+"""GRU, LSTM and RNN layers that take the place of torch.nn's and run the whole time loop as one kernel.
+
+layer = fusedrnn.GRU(128, 256)              # nn.GRU's arguments, state_dict and outputs
+model = fusedrnn.convert(model)             # every recurrent layer of a model, in place; revert undoes it
+print(fusedrnn.explain(layer, x))           # which kernel runs, and why every other one does not
+"""
+
+from . import functional
+from .backends import explain, use_backend
+from .cells import GRUCell, LSTMCell, RNNCell
+from .convert import convert, revert
+from .modules import GRU, LSTM, RNN
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "__version__",
+    "convert",
+    "explain",
+    "functional",
+    "revert",
+    "use_backend",
+]

@@ -1,0 +1,372 @@
+"""Derivatives and transforms of the recurrence: one formula, one batching rule, and the doors `layer` and `scan`.
+
+    caller                                  route
+    forward-mode differentiation            reference loop: plain PyTorch ops have every derivative
+    torch.func, eager or compiled           Scan: a Function with setup_context and vmap, opaque to dynamo
+    torch.compile, torch.export             the op `scan`, its formula and batching rule registered by torch.library
+    eager on the CPU, a gradient is wanted  LayerEager over the op `layer`; with recompute, ScanEager
+    eager on the CPU, no gradient           the op `layer` below autograd; with recompute, the op `scan`
+
+`gates` is a differentiable output of `scan` although no caller reads it, and the adjoint is an op with a formula of its
+own. First derivatives leave the gradient of `gates` None and cost nothing. A second derivative differentiates the
+adjoint with respect to what forward kept (gates, y, cs) and sends that through the same fused backward, so nothing is
+kept for a second derivative that may never be asked for. `layer` keeps its gates in an order of its own: its second
+derivative rebuilds them from x and y, and goes on by the same formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional as F
+
+from . import batching, ops, reference
+from .adjoint import adjoint
+from .modes import forward_mode, maps_gradients, opaque, traced, transformed, without_autocast
+from .spec import CELLS, GRU, LSTM, CellSpec
+
+States = tuple[Tensor, ...]
+MaybeTensor = Tensor | None
+Gradients = tuple[MaybeTensor, ...]
+Source = tuple[MaybeTensor, MaybeTensor, MaybeTensor]
+
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+_RESERVED: tuple[Any, ...] = (None, None, None, None, ())  # reset_h, reset_c, offsets, mask_key, rates
+
+
+def layer(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    spec: CellSpec,
+    directions: int,
+    *,
+    recompute: bool = False,
+    states: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """One layer, projections included.
+
+    Args:
+        x: [T,B,I].
+        h0: [D,B,H], zeros if None.
+        c0: [D,B,H], likewise; for the LSTM.
+        weights: for each direction w_ih [G*H,I], w_hh [G*H,H] and, with biases, b_ih and b_hh [G*H].
+        lengths: [B] int64.
+        reset: [T,B] bool.
+        spec: the cell.
+        directions: 1 or 2.
+        recompute: keep states only for backward, and rebuild the gates there.
+        states: return the LSTM's cs in any case.
+
+    Returns:
+        y [T,B,D*H], hn [D,B,H], cs [T,B,D*H] ([0] if nobody wants it), cn [D,B,H]; the last two None but for the LSTM.
+    """
+    if recompute or not x.is_cpu or traced() or ops.missing is not None:
+        return _projected(x, h0, c0, weights, lengths, reset, spec, directions, recompute)
+    bias = len(weights) == 4 * directions
+    if torch.is_grad_enabled() and any_requires_grad(x, h0, c0, *weights):
+        out: Any = LayerEager.apply(x, h0, c0, lengths, reset, spec, bias, *weights)  # type: ignore[no-untyped-call]
+        y, hn, cs, cn = out if spec is LSTM else (*out, None, None)
+        return y, hn, cs, cn
+    with _below_autograd():
+        y, hn, cs, cn, _ = ops.layer(x, h0, c0, weights, lengths, reset, spec.code, bias, False, states)
+    return (y, hn, cs, cn) if spec is LSTM else (y, hn, None, None)
+
+
+def _projected(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    spec: CellSpec,
+    directions: int,
+    recompute: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """`layer` as a projection by torch and `scan`."""
+    w_ih, w_hh, b_ih, b_hh = _stacked(weights, directions)
+    gates_x = _apart(F.linear(x, w_ih, b_ih), directions)
+    masks = _per_stream(lengths, reset, directions)
+    y, hn, _, cs, cn = scan(gates_x, h0, c0, w_hh, b_hh, *masks, spec, directions, (x, w_ih, b_ih), recompute)
+    return (y.flatten(2), hn, cs.flatten(2), cn) if spec is LSTM else (y.flatten(2), hn, None, None)
+
+
+def scan(
+    gates_x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    spec: CellSpec,
+    directions: int,
+    source: Source = (None, None, None),
+    recompute: bool = False,
+) -> States:
+    """The time loop. Shapes and results are those of `reference.scan`, but `gates` may come back empty.
+
+    Args:
+        gates_x: [T,B,S,G*H].
+        h0: [S,B,H], zeros if None.
+        c0: [S,B,H], likewise; for the LSTM.
+        weight_hh: [S,G*H,H].
+        bias_hh: [S,G*H].
+        lengths: [S,B] int64.
+        reset: [T,B,S] bool.
+        spec: the cell.
+        directions: 1 or 2.
+        source: (x, w_ih, b_ih) with gates_x = linear(x, w_ih, b_ih): what backward rebuilds the gates from.
+        recompute: keep states only for backward, and rebuild the gates from `source`.
+    """
+    args = (gates_x, h0, c0, weight_hh, bias_hh, lengths, reset)
+    if forward_mode():
+        return reference.scan(*args, spec, directions)
+    # an exported program should be trainable, yet compute no gates where it only infers: it always rebuilds them
+    recompute = recompute or torch.compiler.is_exporting()
+    kept = source if recompute else (None, None, None)
+    call = (*args, *_RESERVED, spec.code, directions)
+    out: States
+    if transformed():
+        out = Scan.apply(*call, torch.is_grad_enabled() and not recompute, *kept)  # type: ignore[no-untyped-call]
+        return out
+    grad = torch.is_grad_enabled() and any_requires_grad(*args[:5])
+    if torch.compiler.is_compiling():
+        out = ops.scan(*call, grad and not recompute, *kept)
+    elif grad:
+        out = ScanEager.apply(*call, not recompute, *kept)  # type: ignore[no-untyped-call]
+    else:
+        with _below_autograd():
+            out = ops.scan(*call, False)
+    return out
+
+
+def any_requires_grad(*tensors: Tensor | None) -> bool:
+    """Whether a gradient of any of these may be wanted."""
+    return any(t is not None and t.requires_grad for t in tensors)
+
+
+def _stacked(weights: Sequence[Tensor], directions: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The directions' weights as w_ih [D*G*H,I], w_hh [D,G*H,H], b_ih [D*G*H], b_hh [D,G*H]."""
+    each = len(weights) // directions
+    ih, hh, *bias = (weights[k::each] for k in range(each))
+    if directions == 1:
+        return ih[0], hh[0].unsqueeze(0), *((bias[0][0], bias[1][0].unsqueeze(0)) if bias else (None, None))
+    w_ih, w_hh = torch.cat(list(ih)), torch.stack(list(hh))
+    return w_ih, w_hh, *((torch.cat(list(bias[0])), torch.stack(list(bias[1]))) if bias else (None, None))
+
+
+def _per_stream(lengths: Tensor | None, reset: Tensor | None, directions: int) -> tuple[Tensor | None, Tensor | None]:
+    """Masks of rows, [B] and [T,B], as views over a layer's streams, [D,B] and [T,B,D]."""
+    return (
+        None if lengths is None else lengths.expand(directions, lengths.shape[0]),
+        None if reset is None else reset.unsqueeze(-1).expand(*reset.shape, directions),
+    )
+
+
+def _apart(t: Tensor, directions: int) -> Tensor:
+    """[T,B,D*N] to [T,B,D,N]."""
+    return t.view(*t.shape[:-1], directions, t.shape[-1] // directions)
+
+
+def _rows(t: Tensor) -> Tensor:
+    """[T,B,...] to [T*B,...]; by reshape, because is_grads_batched has no rule for flatten."""
+    return t.reshape(-1, *t.shape[2:])
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: States) -> None:
+    _, h0, c0, weight_hh, bias_hh, lengths, reset, *_, ctx.cell, ctx.directions, ctx.save, x, weight_ih, bias_ih = (
+        inputs
+    )
+    y, _, gates, cs, _ = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(h0, c0, weight_hh, bias_hh, lengths, reset, x, weight_ih, bias_ih, y, gates, cs)
+
+
+def _backward(
+    ctx: Any, dy: MaybeTensor, dhn: MaybeTensor, dgates: MaybeTensor, dcs: MaybeTensor, dcn: MaybeTensor
+) -> Gradients:
+    h0, c0, weight_hh, bias_hh, lengths, reset, *source, y, gates, cs = ctx.saved_tensors
+    spec, need = CELLS[ctx.cell], ctx.needs_input_grad
+    rebuild = bool(spec.kept) and not ctx.save
+    if rebuild and source[0] is None:
+        raise RuntimeError("scan kept no gates and was given no x and weight_ih to rebuild them from: pass save=True")
+    with without_autocast(y):
+        grads = _gradients(
+            (dy, dhn, dgates if ctx.save else None, dcs, dcn),
+            None if rebuild else gates,
+            source,
+            (y, h0, cs, c0, weight_hh, lengths, reset),
+            bias_hh,
+            spec,
+            ctx.directions,
+            need[3:5],
+        )
+    return *grads, *[None] * 13
+
+
+def _gradients(
+    upstream: Gradients,
+    gates: Tensor | None,
+    source: Sequence[Any],
+    saved: tuple[Any, ...],
+    bias_hh: Tensor | None,
+    spec: CellSpec,
+    directions: int,
+    wanted: Sequence[bool],
+) -> Gradients:
+    """The formula, of torch ops and the adjoint op, all of them differentiable.
+
+    Args:
+        upstream: gradients of y, hn, gates, cs, cn.
+        gates: what forward kept; None to rebuild it from `source` and the states, by two products over all steps.
+        source: x, weight_ih, bias_ih.
+        saved: y, h0, cs, c0, weight_hh, lengths, reset.
+        bias_hh: [S,G*H].
+        spec: the cell.
+        directions: 1 or 2.
+        wanted: whether the gradients of weight_hh and of bias_hh are.
+
+    Returns:
+        Gradients of gates_x, h0, c0, weight_hh, bias_hh.
+    """
+    dy, dhn, dgates, dcs, dcn = upstream
+    y, h0, cs, c0, weight_hh, lengths, reset = saved
+    rows: Any = None
+    if wanted[0] or gates is None:
+        rows = _rows(reference.previous(y, h0, lengths, reset, directions)).transpose(0, 1)
+    if gates is None:
+        gates_x = _apart(F.linear(*source), weight_hh.shape[0])
+        gates_h = (rows @ weight_hh.mT).transpose(0, 1).reshape(gates_x.shape)
+        gates = reference.activate(gates_x, gates_h if bias_hh is None else gates_h + bias_hh, spec)
+    # absent outputs come as [0], and so may their gradients
+    dgates = dgates if spec.kept else None
+    dcs, dcn, cs = (dcs, dcn, cs) if spec is LSTM else (None, None, None)
+    dgates_x, dh0, dc0, dq = adjoint(
+        dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, weight_hh, lengths, reset, spec.code, directions
+    )
+    dgates_h = dgates_x
+    if spec is GRU and any(wanted):
+        dgates_h = torch.cat([dgates_x[..., : 2 * y.shape[-1]], dq], -1)
+    dweight_hh = _rows(dgates_h).permute(1, 2, 0) @ rows if wanted[0] else None
+    dbias_hh = dgates_h.sum((0, 1)) if wanted[1] else None
+    return dgates_x, None if h0 is None else dh0, None if c0 is None else dc0, dweight_hh, dbias_hh
+
+
+@opaque
+class Scan(Function):
+    """The formula for torch.func, which refuses both register_autograd and forward(ctx, ...)."""
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        with _below_autograd():
+            return ops.scan(*args)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return _members(info, in_dims, *args)
+
+    setup_context = staticmethod(_setup)
+    backward = staticmethod(_backward)
+
+
+_members = batching.scan_rule(Scan.apply)
+
+
+class ScanEager(Function):
+    """The formula for plain eager mode, where setup_context costs an inspect.signature a call."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Any:
+        with _below_autograd():
+            out = ops.scan(*args[:15])
+        _setup(ctx, args, out)
+        return out
+
+    backward = staticmethod(_backward)
+
+
+class LayerEager(Function):
+    """A whole layer in plain eager mode on the CPU, by the fused ops `layer` and `layer_backward`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        spec: CellSpec,
+        bias: bool,
+        *weights: Tensor,
+    ) -> States:
+        with _below_autograd():
+            y, hn, cs, cn, kept = ops.layer(x, h0, c0, weights, lengths, reset, spec.code, bias, True, True)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, h0, c0, lengths, reset, y, cs, kept, *weights)
+        ctx.spec, ctx.bias = spec, bias
+        return (y, hn, cs, cn) if spec is LSTM else (y, hn)
+
+    @staticmethod
+    def backward(
+        ctx: Any, dy: MaybeTensor, dhn: MaybeTensor, dcs: MaybeTensor = None, dcn: MaybeTensor = None
+    ) -> Gradients:
+        if torch.is_grad_enabled() or traced() or maps_gradients():
+            return _layer_gradients(ctx, dy, dhn, dcs, dcn)
+        x, h0, c0, lengths, reset, y, cs, kept, *weights = ctx.saved_tensors
+        need = ctx.needs_input_grad
+        of_weights = any(need[7:])
+        wanted = need[0] * ops.WANT_X | (need[1] or need[2]) * ops.WANT_STATES | of_weights * ops.WANT_WEIGHTS
+        with _below_autograd():
+            dx, dh0, dc0, *dweights = ops.layer_backward(
+                dy, dhn, dcs, dcn, x, h0, c0, weights, y, cs, kept, lengths, reset, ctx.spec.code, ctx.bias, wanted
+            )
+        return (
+            dx if need[0] else None,
+            dh0 if need[1] else None,
+            dc0 if need[2] else None,
+            *(None, None, None, None),
+            *(dweights if of_weights else (None,) * len(weights)),
+        )
+
+
+def _layer_gradients(ctx: Any, dy: MaybeTensor, dhn: MaybeTensor, dcs: MaybeTensor, dcn: MaybeTensor) -> Gradients:
+    """`layer_backward` by the formula, for whoever differentiates, batches or compiles it: the gates are rebuilt."""
+    x, h0, c0, lengths, reset, y, cs, _, *weights = ctx.saved_tensors
+    spec, each = ctx.spec, 4 if ctx.bias else 2
+    D, need = len(weights) // each, ctx.needs_input_grad
+    of_ih, of_hh, *of_bias = (any(need[7 + k :: each]) for k in range(each))
+    of_b_ih, of_b_hh = of_bias or (False, False)
+    w_ih, w_hh, b_ih, b_hh = _stacked(weights, D)
+    dy, dcs, cs, y = (t if t is None or t.dim() == 1 else _apart(t, D) for t in (dy, dcs, cs, y))
+    with without_autocast(x):
+        dgates_x, dh0, dc0, dw_hh, db_hh = _gradients(
+            (dy, dhn, None, dcs, dcn),
+            None if spec.kept else x.new_empty(0),
+            (x, w_ih, b_ih),
+            (y, h0, cs, c0, w_hh, *_per_stream(lengths, reset, D)),
+            b_hh,
+            spec,
+            D,
+            (of_hh, of_b_hh),
+        )
+        rows: Any = None if dgates_x is None else dgates_x.reshape(-1, w_ih.shape[0])
+        dx = (rows @ w_ih).view(x.shape) if need[0] else None
+        dw_ih = (rows.mT @ x.reshape(-1, x.shape[-1])).view(D, -1, x.shape[-1]) if of_ih else None
+        db_ih = rows.sum(0).view(D, -1) if of_b_ih else None
+    dweights = (None if t is None else t[d] for d in range(D) for t in (dw_ih, dw_hh, db_ih, db_hh)[:each])
+    return dx, dh0, dc0, *(None, None, None, None), *dweights
+
+
+# What torch.compile and torch.export record is the op itself, so the op must be differentiable and batchable.
+torch.library.register_autograd("fusedrnn::scan", _backward, setup_context=_setup)
+torch.library.register_vmap("fusedrnn::scan", batching.scan_rule(ops.scan))

@@ -1,0 +1,275 @@
+"""Which implementation runs a call, and why not another: pure decisions over a `Problem`.
+
+`functional` runs what is chosen here. "auto" takes the first backend that can take the call and is not measured slower
+than a later one; a backend asked for by name takes the call or says why it cannot, and never hands it on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from . import modes, ops
+from .errors import BackendUnavailable, UnsupportedProblem
+from .spec import Problem, by_mode
+
+AUTO = "auto"
+Reason = str | None
+
+
+def _none(_: Problem) -> Reason:
+    return None
+
+
+def _always() -> Reason:
+    return None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation.
+
+    Attributes:
+        name: what `backend=` calls it.
+        what: what it is, in a few words.
+        why_not: why it cannot take a problem, None if it can.
+        slower: why "auto" passes it over although it can.
+        unavailable: why this machine has none of it, None if it has.
+    """
+
+    name: str
+    what: str
+    why_not: Callable[[Problem], Reason] = _none
+    slower: Callable[[Problem], Reason] = _none
+    unavailable: Callable[[], Reason] = _always
+
+
+def _cpu_why_not(p: Problem) -> Reason:
+    if ops.missing is not None:
+        return ops.missing
+    if p.device != "cpu":
+        return f"it runs on the CPU, the input is on {p.device}"
+    if p.dtype not in (torch.float32, torch.float64, torch.bfloat16):
+        return f"it computes in float32, float64 and bfloat16, not in {_name(p.dtype)}"
+    return "it has no projection (proj_size)" if p.proj_size else None
+
+
+def _cpu_slower(p: Problem) -> Reason:
+    if p.traced or _aten_why_not(p) is not None:
+        return None  # there is nothing faster to hand it to
+    return next((reason for holds, reason in CPU_SLOWER if holds(p)), None)
+
+
+CPU_SLOWER: tuple[tuple[Callable[[Problem], bool], str], ...] = (
+    (
+        lambda p: ops.instruction_set == "generic" and p.B >= 16 and p.H >= 128,
+        "measured slower than torch on a machine without AVX2, from B = 16 and H = 128",
+    ),
+)
+"""Where the CPU kernel is measured slower than torch's own op."""
+
+
+def _aten_why_not(p: Problem) -> Reason:
+    asked = [name for name in ("lengths", "reset", "return_states", "recompute") if getattr(p, name)]
+    return f"torch's own op has no {', '.join(asked)}" if asked else None
+
+
+def _aten_slower(p: Problem) -> Reason:
+    # not slow but fragile: vmap rules are missing, and compilers unroll the time loop
+    return "torch.compile, torch.export, torch.func and forward mode do not take it whole" if p.traced else None
+
+
+BACKENDS = (
+    Backend("cpu", "fused C++ kernel", _cpu_why_not, _cpu_slower, lambda: ops.missing),
+    Backend("aten", "torch's own op", _aten_why_not, _aten_slower),
+    Backend("reference", "loop of PyTorch ops, the specification"),
+)
+"""Every backend, in the order in which "auto" asks them."""
+
+_BY_NAME = {backend.name: backend for backend in BACKENDS}
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Runs every layer called inside on backend `name`, whatever the layer's own `backend` says.
+
+    Holds for the current thread or task. A graph compiled or exported inside keeps the backend it was made with.
+
+    Raises:
+        ValueError: there is no such backend.
+    """
+    check_name(name)
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+_forced: ContextVar[str | None] = ContextVar("fusedrnn.use_backend", default=None)
+
+
+@modes.constant
+def _override() -> str | None:
+    return _forced.get()
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError if there is no backend called `name`."""
+    if name != AUTO and name != "cudnn" and name not in _BY_NAME:
+        raise ValueError(f"Unknown backend {name!r}; expected {AUTO!r}, {', '.join(map(repr, _BY_NAME))} or 'cudnn'")
+
+
+def choose(name: str, problem: Problem) -> str:
+    """The backend that runs `problem` where `name` is asked for.
+
+    Raises:
+        ValueError: there is no such backend.
+        UnsupportedProblem: the backend asked for cannot take the problem.
+        BackendUnavailable: the backend asked for does not exist on this machine.
+    """
+    name = _override() or name
+    # a symbolic T has no hash, and a cache is nothing a graph can hold
+    if problem.traced or not isinstance(problem.T, int):
+        return _choose(name, problem)
+    return _remembered(name, problem)
+
+
+def _choose(name: str, problem: Problem) -> str:
+    if name == AUTO:
+        able = [backend for backend in BACKENDS if backend.why_not(problem) is None]
+        return next((backend for backend in able if backend.slower(problem) is None), able[-1]).name
+    check_name(name)
+    reason = _cudnn_why_not(problem) if name == "cudnn" else None
+    backend = _BY_NAME["aten" if name == "cudnn" else name]
+    missing = backend.unavailable()
+    if missing is not None:
+        raise BackendUnavailable(f"backend {name!r}: {missing}")
+    reason = reason or backend.why_not(problem)
+    if reason is not None:
+        raise UnsupportedProblem(f"backend {name!r} cannot take this call: {reason}; backend='auto' finds one that can")
+    return backend.name
+
+
+_remembered = lru_cache(maxsize=4096)(_choose)
+
+
+def _cudnn_why_not(p: Problem) -> Reason:
+    return None if p.device == "cuda" else f"cuDNN runs on a GPU, the input is on {p.device}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one backend says: why it cannot take the problem, and why "auto" passes it over although it can."""
+
+    name: str
+    what: str
+    why_not: Reason
+    slower: Reason
+
+    def __str__(self) -> str:
+        if self.why_not is not None:
+            return f"no: {self.why_not}"
+        return "yes" if self.slower is None else f"yes, but {self.slower}"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which backend runs a problem, and what each says to it. `str()` makes a table of it.
+
+    Attributes:
+        problem: the call.
+        asked: the backend asked for, by the layer or by `use_backend`.
+        chosen: the backend that runs it, None if the one asked for cannot.
+        refusal: why that one cannot.
+        verdicts: one a backend, in the order in which "auto" asks them.
+    """
+
+    problem: Problem
+    asked: str
+    chosen: str | None
+    refusal: str | None
+    verdicts: tuple[Verdict, ...]
+
+    def __str__(self) -> str:
+        p = self.problem
+        sizes = [f"{name}={getattr(p, name)}" for name in ("T", "B", "I", "H", "L", "D", "proj_size")]
+        flags = ("grad", "lengths", "reset", "return_states", "recompute", "traced")
+        asks = [name for name in flags if getattr(p, name)]
+        head = " ".join([p.cell.mode, *sizes[: 7 if p.proj_size else 6], _name(p.dtype), p.device, *asks])
+        rows = [f"{'>' if v.name == self.chosen else ' '} {v.name:<9}  {v.what:<38}  {v}" for v in self.verdicts]
+        return "\n".join([head, *rows, *([self.refusal] if self.refusal else [])])
+
+
+def explain(
+    layer: Any,
+    input: Tensor | PackedSequence,
+    hx: Any = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    return_states: bool = False,
+) -> Explanation:
+    """Which backend would run `layer(input, hx, lengths, reset, return_states)`, and why every other one would not.
+
+    Args:
+        layer: a fusedrnn layer, or a torch.nn one: what `convert` would make of it.
+        input: what it would be called with; only its shape, dtype and device count. So with the rest.
+        hx: as in the layer's forward, like those below.
+        lengths: see above.
+        reset: see above.
+        return_states: see above.
+    """
+    problem = _problem(layer, input, lengths, reset, return_states)
+    asked = str(_override() or getattr(layer, "backend", AUTO))
+    chosen, refusal = None, None
+    try:
+        chosen = _choose(asked, problem)
+    except (UnsupportedProblem, BackendUnavailable) as error:
+        refusal = str(error)
+    verdicts = (Verdict(b.name, b.what, b.why_not(problem), b.slower(problem)) for b in BACKENDS)
+    return Explanation(problem, asked, chosen, refusal, tuple(verdicts))
+
+
+def _problem(
+    layer: Any, input: Tensor | PackedSequence, lengths: Tensor | None, reset: Tensor | None, return_states: bool
+) -> Problem:
+    if isinstance(input, PackedSequence):
+        x, steps, rows = input.data, len(input.batch_sizes), int(input.batch_sizes[0])
+    else:
+        x = input
+        steps, rows = (1, 0) if layer.batch_first else (0, 1)
+        steps, rows = (x.shape[0], 1) if x.dim() == 2 else (x.shape[steps], x.shape[rows])
+    tensors = (x, *layer.parameters())
+    return Problem(
+        by_mode(layer.mode),
+        steps,
+        rows,
+        layer.input_size,
+        layer.hidden_size,
+        layer.num_layers,
+        2 if layer.bidirectional else 1,
+        layer.proj_size,
+        modes.compute_dtype(x),
+        x.device.type,
+        layer.bias,
+        layer.dropout if layer.training else 0.0,
+        torch.is_grad_enabled() and any(t.requires_grad for t in tensors),
+        lengths is not None,
+        reset is not None,
+        return_states,
+        getattr(layer, "recompute", False),
+        modes.traced(),
+        torch.get_num_threads(),
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,89 @@
+"""torch.nn's recurrent layers and cells to this package's and back, in place: the objects stay, their class changes."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from . import backends, cells, modules
+from .standin import OWN_ATTRIBUTES
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_FUSED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.GRU: modules.GRU,
+    nn.LSTM: modules.LSTM,
+    nn.RNN: modules.RNN,
+    nn.GRUCell: cells.GRUCell,
+    nn.LSTMCell: cells.LSTMCell,
+    nn.RNNCell: cells.RNNCell,
+}
+_STOCK = {fused: stock for stock, fused in _FUSED.items()}
+
+
+def convert(model: Model, *, backend: str = "auto") -> Model:
+    """Makes every nn.GRU, LSTM, RNN, GRUCell, LSTMCell and RNNCell in `model`, itself included, one of this package's.
+
+    In place, and as little as can be: each layer stays the object it was, with its Parameters (optimizers stay valid),
+    hooks, training flag, parametrizations and weight norm; only its class becomes another. A class of the user's own
+    that derives from torch's is left alone, since its code may rely on what it derives from; so is a layer to which a
+    wrapper has given a class of its own (FSDP2: convert first, then shard).
+
+    Args:
+        model: any module.
+        backend: what the `backend` of every converted layer is set to.
+
+    Returns:
+        model.
+
+    Raises:
+        TypeError: model is not a module.
+        ValueError: backend is unknown; nothing has been converted then.
+    """
+    backends.check_name(backend)
+    for module in _modules(model, "convert"):
+        if _change_class(module, _FUSED):
+            module.backend = backend  # type: ignore[assignment]
+            if isinstance(module, nn.RNNBase):
+                module.recompute = False
+    return model
+
+
+def revert(model: Model) -> Model:
+    """Undoes `convert`: every layer and cell of this package in `model`, itself included, becomes torch's, in place.
+
+    `backend` and `recompute` are forgotten. Layers built as this package's are reverted too:
+    `revert(copy.deepcopy(model))` is the model in torch's own layers, for whatever tool wants those.
+
+    Raises:
+        TypeError: model is not a module.
+    """
+    for module in _modules(model, "revert"):
+        if _change_class(module, _STOCK):
+            for name in OWN_ATTRIBUTES:
+                module.__dict__.pop(name, None)
+            if isinstance(module, nn.RNNBase):
+                module._update_flat_weights()
+                module.flatten_parameters()
+    return model
+
+
+def _modules(model: nn.Module, verb: str) -> list[nn.Module]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{verb}: expected a torch.nn.Module, got {type(model).__name__}")
+    return list(model.modules())
+
+
+def _change_class(module: nn.Module, table: dict[type[nn.Module], type[nn.Module]]) -> bool:
+    """Replaces the class of `module`, if the table has it; below a parametrization's class, if it wears one."""
+    cls = type(module)
+    if cls in table:
+        module.__class__ = table[cls]
+    elif parametrize.is_parametrized(module) and cls.__bases__[0] in table:
+        # The class made for this one object: a property for each parametrized tensor, over the layer's own class.
+        module.__class__ = type(cls.__name__, (table[cls.__bases__[0]],), dict(cls.__dict__))
+    else:
+        return False
+    return True

@@ -1,0 +1,333 @@
+"""GRU, LSTM and RNN with torch.nn's arguments, parameters, state_dict, outputs and errors.
+
+They derive from nn.RNNBase, not from nn.GRU, nn.LSTM and nn.RNN: dynamo refuses to trace any instance of those three.
+Base methods are called by name where `super()` would reach nn.LSTM's, in `class Mine(fusedrnn.LSTM, nn.LSTM)`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from . import checks, functional, onnx, packed
+from .errors import UnsupportedProblem
+from .spec import by_mode
+from .standin import StandIn
+
+
+class States(NamedTuple):
+    """Every state of every step.
+
+    Attributes:
+        h: [L*D, T, B, P or H], without B for unbatched input. `h[:, t]` is the state that step t leaves behind, in
+            either direction, laid out as h_n (so whatever `batch_first` says); 0 where a row has ended.
+        c: likewise the LSTM's cell states [L*D, T, B, H]; None for GRU and RNN.
+    """
+
+    h: Tensor
+    c: Tensor | None = None
+
+
+class _Layer(StandIn, nn.RNNBase):
+    """All that the three layers share: everything but the cell."""
+
+    recompute: bool
+
+    def __init__(self, mode: str, *args: Any, backend: str = "auto", recompute: bool = False, **kwargs: Any) -> None:
+        nn.RNNBase.__init__(self, mode, *args, **kwargs)
+        self.backend = backend
+        self.recompute = recompute
+
+    def flatten_parameters(self) -> None:
+        """Does nothing and need not be called: weights are read where they lie, there is no flat buffer."""
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        return_states: bool = False,
+    ) -> Any:
+        """Runs every layer over every time step.
+
+        Args:
+            input: [T, B, I], [B, T, I] with `batch_first`, [T, I] unbatched, or a PackedSequence. Any strides; the
+                weights' dtype, or any under autocast.
+            hx: the initial state, zeros if None: h_0 [L*D, B, H], for the LSTM (h_0 [L*D, B, P or H], c_0 [L*D, B, H]);
+                without B for unbatched input. Any strides.
+            lengths: [B] integers, on any device, in any order, never read by the host: row b has `lengths[b]` steps,
+                the rest is padding. There, outputs are 0; h_n is the state after the last real step (h_0 if there is
+                none); the reverse direction starts at the last real step. Not with a PackedSequence, which carries its
+                own.
+            reset: [T, B] bool, [B, T] with `batch_first`, [T] unbatched. True at t separates step t-1 from step t of
+                that row: forward, step t starts from zero (at t = 0, hx is dropped); reverse, step t-1 does. No
+                gradient crosses. The result equals that of the segments run one by one.
+            return_states: also return every state of every step.
+
+        Returns:
+            (output, h_n), for the LSTM (output, (h_n, c_n)); with `return_states` also `States`. output is laid out as
+            input, with D*H (D*P) features; h_n and c_n as hx.
+
+        Raises:
+            ValueError: input is not 2-D or 3-D; its dtype or hx's is not the weights'; lengths or reset do not fit it.
+            RuntimeError: a size or a device does not fit, or T is 0. Types and texts are torch's.
+            UnsupportedProblem: the backend asked for by name cannot take this call; the text says why.
+        """
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            if lengths is not None or reset is not None or return_states:
+                raise UnsupportedProblem("lengths, reset and return_states have no TorchScript form; use torch.export")
+            return self._stock.forward(self, input, hx)
+        if isinstance(input, PackedSequence):
+            if lengths is not None or reset is not None:
+                raise ValueError(
+                    "a PackedSequence carries its lengths and takes no reset: pad it, and pass lengths=, reset="
+                )
+            return self._forward_packed(input, hx, return_states)
+        rank, x, given = input.dim(), input, self._given(hx)
+        if rank != 3:
+            checks.input_rank(self._stock.__name__, rank)
+        if given:
+            checks.state_ranks(given, rank)
+        if rank == 2:
+            x, given = x.unsqueeze(1), [h.unsqueeze(1) for h in given]
+        elif self.batch_first:
+            x = x.transpose(0, 1)
+        weights = self._read(self._flat_weights_names)
+        self._check(x, x.size(1), given, weights[0])
+        if x.size(0) == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        if lengths is not None or reset is not None:
+            lengths, reset = checks.masks(lengths, reset, x.size(0), x.size(1), rank, self.batch_first)
+
+        run: Any = functional.recurrent
+        if torch.compiler.is_exporting() and onnx.exporting():
+            run = onnx.recurrent
+        masks = {"lengths": lengths, "reset": reset, "return_states": return_states}
+        y, last, kept = run(by_mode(self.mode), x, given, weights, **masks, **self._options())
+        if rank == 2:
+            y, last = y.squeeze(1), tuple(h.squeeze(1) for h in last)
+        elif self.batch_first:
+            y = y.transpose(0, 1)
+        out = y, last if len(last) == 2 else last[0]
+        if not return_states:
+            return out
+        return *out, States(*(s.squeeze(2) if rank == 2 else s for s in _stacked(kept)))
+
+    def _forward_packed(self, input: PackedSequence, hx: Any, return_states: bool) -> Any:
+        """As torch.nn does it: rows run in packed order, states are permuted on the way in and out."""
+        data, batch_sizes, order, back = input
+        given, weights = self._given(hx), self._read(self._flat_weights_names)
+        checks.packed_ranks(data, given)
+        self._check(data, int(batch_sizes[0]), given, weights[0])
+        if order is not None:
+            given = [h.index_select(1, order) for h in given]
+        spec, options = by_mode(self.mode), self._options()
+        y, last, kept = packed.recurrent(
+            spec, data, batch_sizes, given, weights, return_states=return_states, **options
+        )
+        if back is not None:
+            last = tuple(h.index_select(1, back) for h in last)
+        out = PackedSequence(y, batch_sizes, order, back), last if len(last) == 2 else last[0]
+        if not return_states:
+            return out
+        return *out, States(*(s if back is None else s.index_select(2, back) for s in _stacked(kept)))
+
+    def _given(self, hx: Any) -> list[Tensor]:
+        """The initial states, none if they are zeros."""
+        return [] if hx is None else checks.state_list(hx, 2 if self.mode == "LSTM" else 1)
+
+    def _check(self, x: Tensor, batch: int, given: list[Tensor], weight: Tensor) -> None:
+        sizes: list[tuple[int, int, int]] = []
+        if given:
+            edge = (self.num_layers * (2 if self.bidirectional else 1), batch)
+            sizes = [(*edge, self.proj_size or self.hidden_size), (*edge, self.hidden_size)][: len(given)]
+        checks.contents(self._stock.__name__, x, self.input_size, given, sizes, weight)
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "bias": self.bias,
+            "num_layers": self.num_layers,
+            "dropout": self.dropout,
+            "training": self.training,
+            "bidirectional": self.bidirectional,
+            "proj_size": self.proj_size,
+            "recompute": self.recompute,
+            "backend": self.backend,
+        }
+
+
+def _stacked(kept: list[tuple[Tensor, ...]]) -> list[Tensor]:
+    """[T,B,D,H] of each layer to [L*D,T,B,H], for each state."""
+    by_state = [[s.permute(2, 0, 1, 3) for s in layers] for layers in zip(*kept, strict=True)]
+    return [layers[0] if len(layers) == 1 else torch.cat(layers) for layers in by_state]
+
+
+def _without_proj_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """GRU's and RNN's arguments as nn.RNNBase counts them: it has `proj_size` before `device`, at position 7."""
+    if "proj_size" in kwargs or (len(args) > 7 and isinstance(args[7], int)):
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+    return (*args[:7], 0, *args[7:]) if len(args) > 7 else args
+
+
+class GRU(_Layer):
+    r"""Gated recurrent units, in place of torch.nn.GRU: same arguments, Parameters, state_dict, outputs and errors.
+
+        r_t = σ(W_ir x_t + b_ir + W_hr h_{t-1} + b_hr)
+        z_t = σ(W_iz x_t + b_iz + W_hz h_{t-1} + b_hz)
+        n_t = tanh(W_in x_t + b_in + r_t ∘ (W_hn h_{t-1} + b_hn))
+        h_t = (1 - z_t) ∘ n_t + z_t ∘ h_{t-1}
+
+    Args:
+        input_size: I, features of the input.
+        hidden_size: H, features of the state.
+        num_layers: L; layer k > 0 reads the outputs of layer k-1, both directions side by side.
+        bias: whether there are b_ih and b_hh.
+        batch_first: input and output are [B, T, ...]; states are not touched by it.
+        dropout: probability, between layers, in training. On the CPU bit for bit torch's under the same seed.
+        bidirectional: D = 2: a second set of weights runs from the last step to the first.
+        device, dtype: of the Parameters. Kernels compute in float32, float64 and bfloat16 (accumulated in float32).
+        backend: "auto", or the one backend to use, which never hands a call on: "cpu", "aten" (torch's own op; also
+            called "cudnn" on a GPU) or "reference". `layer.backend = ...` changes it, `use_backend` overrides it,
+            `explain` tells what it comes to.
+        recompute: keep only the states for backward and rebuild the gates there: less memory, one more GEMM.
+
+    Attributes:
+        weight_ih_l{k}, weight_ih_l{k}_reverse: [3*H, I], [3*H, D*H] for k > 0, rows in the order r, z, n.
+        weight_hh_l{k}, ...: [3*H, H].
+        bias_ih_l{k}, bias_hh_l{k}, ...: [3*H].
+        All from U(-1/sqrt(H), 1/sqrt(H)).
+
+    Raises:
+        TypeError, ValueError: as torch.nn.GRU; also ValueError for an unknown backend.
+
+    Source: Cho et al. 2014, arXiv:1406.1078v1, with the reset gate after the product, as cuDNN and torch have it.
+    """
+
+    _stock = nn.GRU
+
+    @overload
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        backend: str = "auto",
+        recompute: bool = False,
+    ) -> None: ...
+
+    @overload
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        _Layer.__init__(self, "GRU", *_without_proj_size(args, kwargs), **kwargs)
+
+
+class LSTM(_Layer):
+    r"""Long short-term memory, in place of torch.nn.LSTM: same arguments, Parameters, state_dict, outputs and errors.
+
+        i_t = σ(W_ii x_t + b_ii + W_hi h_{t-1} + b_hi)
+        f_t = σ(W_if x_t + b_if + W_hf h_{t-1} + b_hf)
+        g_t = tanh(W_ig x_t + b_ig + W_hg h_{t-1} + b_hg)
+        o_t = σ(W_io x_t + b_io + W_ho h_{t-1} + b_ho)
+        c_t = f_t ∘ c_{t-1} + i_t ∘ g_t
+        h_t = o_t ∘ tanh(c_t), with `proj_size` P: h_t = W_hr (o_t ∘ tanh(c_t))
+
+    Args, numerics and errors as `GRU`, and:
+        proj_size: P, features of h where it is projected; 0 for no projection. c keeps H features.
+
+    Attributes: as `GRU` with 4*H rows in the order i, f, g, o and P columns of W_hh where h is projected, and
+        weight_hr_l{k}, ...: [P, H], with `proj_size`.
+
+    Source: Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000 and no peepholes; the projection
+        is that of Sak et al. 2014, arXiv:1402.1128.
+    """
+
+    _stock = nn.LSTM
+    # What nn.LSTM adds to nn.RNNBase, for who calls it and for torch's own forward when it is traced.
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
+
+    @overload
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        backend: str = "auto",
+        recompute: bool = False,
+    ) -> None: ...
+
+    @overload
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        _Layer.__init__(self, "LSTM", *args, **kwargs)
+
+
+class RNN(_Layer):
+    r"""Elman's network, in place of torch.nn.RNN: same arguments, Parameters, state_dict, outputs and errors.
+
+        h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), or relu of it
+
+    Args, numerics and errors as `GRU`, and:
+        nonlinearity: "tanh" or "relu"; by position it comes fourth, after num_layers.
+
+    Attributes: as `GRU` with H rows.
+
+    Source: Elman 1990, with torch's two biases.
+    """
+
+    _stock = nn.RNN
+    nonlinearity: str
+
+    @overload
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        backend: str = "auto",
+        recompute: bool = False,
+    ) -> None: ...
+
+    @overload
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if len(args) > 3:
+            nonlinearity, args = args[3], args[:3] + args[4:]
+        else:
+            nonlinearity = kwargs.pop("nonlinearity", "tanh")
+        args = _without_proj_size(args, kwargs)
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+        _Layer.__init__(self, f"RNN_{nonlinearity.upper()}", *args, **kwargs)
+        self.nonlinearity = nonlinearity

@@ -1,0 +1,169 @@
+"""The ops: their schemas, the compiled library behind them, and what they return for tensors without data.
+
+Without the compiled library the same schemas are defined here, so that the package imports and its other backends run.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _build
+from .spec import CELLS, GRU, LSTM
+
+SCHEMAS = (
+    "scan(Tensor gates_x, Tensor? h0, Tensor? c0, Tensor weight_hh, Tensor? bias_hh, Tensor? lengths, Tensor? reset,"
+    " Tensor? reset_h, Tensor? reset_c, Tensor? offsets, Tensor? mask_key, float[] rates, int cell, int directions,"
+    " bool save, Tensor? x=None, Tensor? weight_ih=None, Tensor? bias_ih=None)"
+    " -> (Tensor y, Tensor hn, Tensor gates, Tensor cs, Tensor cn)",
+    "scan_backward(Tensor? dy, Tensor? dhn, Tensor? dgates, Tensor? dcs, Tensor? dcn, Tensor gates, Tensor y,"
+    " Tensor? h0, Tensor? cs, Tensor? c0, Tensor weight_hh, Tensor? lengths, Tensor? reset, int cell, int directions)"
+    " -> (Tensor dgates_x, Tensor dh0, Tensor dc0, Tensor dq)",
+    "layer(Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, int cell, bool bias,"
+    " bool save, bool states) -> (Tensor y, Tensor hn, Tensor cs, Tensor cn, Tensor kept)",
+    "layer_backward(Tensor? dy, Tensor? dhn, Tensor? dcs, Tensor? dcn, Tensor x, Tensor? h0, Tensor? c0,"
+    " Tensor[] weights, Tensor y, Tensor cs, Tensor kept, Tensor? lengths, Tensor? reset, int cell, bool bias,"
+    " int wanted) -> Tensor[]",
+)
+"""What csrc/ops.cpp registers under "fusedrnn", word for word."""
+
+missing = _build.status()
+"""Why there is no compiled code, with the command that mends it; None if there is."""
+
+if missing is not None:
+    _library = torch.library.Library("fusedrnn", "DEF")  # type: ignore[no-untyped-call]
+    for _schema in SCHEMAS:
+        _library.define(_schema, tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]
+
+scan = torch.ops.fusedrnn.scan.default
+scan_backward = torch.ops.fusedrnn.scan_backward.default
+layer = torch.ops.fusedrnn.layer.default
+layer_backward = torch.ops.fusedrnn.layer_backward.default
+
+WANT_X, WANT_STATES, WANT_WEIGHTS = 1, 2, 4
+"""Bits of layer_backward's `wanted`."""
+
+instruction_set: str | None = torch.ops.fusedrnn.isa() if missing is None else None
+"""The instruction set that the CPU kernel runs on: "generic", "avx2" or "avx512"."""
+
+
+def _scan_fake(
+    gates_x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reset_h: Tensor | None,
+    reset_c: Tensor | None,
+    offsets: Tensor | None,
+    mask_key: Tensor | None,
+    rates: list[float],
+    cell: int,
+    directions: int,
+    save: bool,
+    x: Tensor | None = None,
+    weight_ih: Tensor | None = None,
+    bias_ih: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    T, B, S, _ = gates_x.shape
+    H, spec = weight_hh.shape[-1], CELLS[cell]
+    kept = len(spec.kept) if save else 0
+    sequence, edge, none = (T, B, S, H), (S, B, H), (0,)
+    return (
+        gates_x.new_empty(sequence),
+        gates_x.new_empty(edge),
+        gates_x.new_empty((T, B, S, kept * H) if kept else none),
+        gates_x.new_empty(sequence if spec == LSTM else none),
+        gates_x.new_empty(edge if spec == LSTM else none),
+    )
+
+
+def _scan_backward_fake(
+    dy: Tensor | None,
+    dhn: Tensor | None,
+    dgates: Tensor | None,
+    dcs: Tensor | None,
+    dcn: Tensor | None,
+    gates: Tensor,
+    y: Tensor,
+    h0: Tensor | None,
+    cs: Tensor | None,
+    c0: Tensor | None,
+    weight_hh: Tensor,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    cell: int,
+    directions: int,
+) -> tuple[Tensor, ...]:
+    T, B, S, H = y.shape
+    spec = CELLS[cell]
+    return (
+        y.new_empty((T, B, S, len(spec.gates) * H)),
+        y.new_empty((S, B, H)),
+        y.new_empty((S, B, H) if spec == LSTM else (0,)),
+        y.new_empty((T, B, S, H) if spec == GRU else (0,)),
+    )
+
+
+def _layer_fake(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    cell: int,
+    bias: bool,
+    save: bool,
+    states: bool,
+) -> tuple[Tensor, ...]:
+    T, B, _ = x.shape
+    H, D, spec = weights[1].shape[-1], len(weights) // (4 if bias else 2), CELLS[cell]
+    sequence, edge, none = (T, B, D * H), (D, B, H), (0,)
+    kept = len(spec.kept) if save else 0
+    return (
+        x.new_empty(sequence),
+        x.new_empty(edge),
+        x.new_empty(sequence if spec == LSTM and (save or states) else none),
+        x.new_empty(edge if spec == LSTM else none),
+        x.new_empty((T, B, D * kept * H) if kept else none),
+    )
+
+
+def _layer_backward_fake(
+    dy: Tensor | None,
+    dhn: Tensor | None,
+    dcs: Tensor | None,
+    dcn: Tensor | None,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    y: Tensor,
+    cs: Tensor,
+    kept: Tensor,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    cell: int,
+    bias: bool,
+    wanted: int,
+) -> list[Tensor]:
+    H, D = weights[1].shape[-1], len(weights) // (4 if bias else 2)
+    none, edge, states = x.new_empty(0), (D, x.shape[1], H), wanted & WANT_STATES
+    return [
+        torch.empty_like(x) if wanted & WANT_X else none,
+        x.new_empty(edge) if states else none,
+        x.new_empty(edge) if states and CELLS[cell] == LSTM else none,
+        *(torch.empty_like(w) if wanted & WANT_WEIGHTS else none for w in weights),
+    ]
+
+
+for _name, _fake in (
+    ("scan", _scan_fake),
+    ("scan_backward", _scan_backward_fake),
+    ("layer", _layer_fake),
+    ("layer_backward", _layer_backward_fake),
+):
+    torch.library.register_fake(f"fusedrnn::{_name}", _fake)

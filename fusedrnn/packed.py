@@ -1,0 +1,142 @@
+"""Layers over packed rows (torch.nn.utils.rnn.PackedSequence): by torch's own op for them, or padded, with lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import _VF, Tensor
+from torch.nn import functional as F
+
+from . import autograd, backends, functional, modes
+from .spec import LSTM, CellSpec, Problem
+
+States = tuple[Tensor, ...]
+
+
+def recurrent(
+    spec: CellSpec,
+    data: Tensor,
+    batch_sizes: Tensor,
+    hx: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    bias: bool,
+    num_layers: int,
+    dropout: float,
+    training: bool,
+    bidirectional: bool,
+    proj_size: int,
+    recompute: bool,
+    return_states: bool,
+    backend: str,
+) -> tuple[Tensor, States, list[States]]:
+    """As `functional.recurrent`, for packed rows.
+
+    Args:
+        data: [N, I], the steps of all rows in packed order.
+        batch_sizes: [T], on the host: how many rows have a step t. The longest row comes first.
+        hx: in the order of the rows.
+
+    Returns:
+        y [N, D*(P or H)]; the last states, in the order of the rows; every layer's states [T, B, D, ...], 0 beyond.
+    """
+    T, B, D = len(batch_sizes), int(batch_sizes[0]), 2 if bidirectional else 1
+    active = dropout if training and num_layers > 1 else 0.0
+    problem = Problem(
+        spec,
+        T,
+        B,
+        data.shape[1],
+        weights[1].shape[0] // len(spec.gates),
+        num_layers,
+        D,
+        proj_size,
+        modes.compute_dtype(data),
+        data.device.type,
+        bias,
+        active,
+        torch.is_grad_enabled() and autograd.any_requires_grad(data, *weights),
+        lengths=False,  # torch's own op takes packed rows, though no lengths
+        return_states=return_states,
+        recompute=recompute,
+        traced=modes.traced(),
+        threads=torch.get_num_threads(),
+    )
+    chosen = backends.choose(backend, problem)
+    if chosen == "aten":
+        return _by_torch(problem, data, batch_sizes, hx, weights, training)
+
+    rows_alive = torch.arange(B) < batch_sizes.unsqueeze(1)  # [T, B]
+    grid = _Grid(T, B, rows_alive.flatten().nonzero().squeeze(1).to(data.device))
+    run = partial(
+        functional.recurrent,
+        spec,
+        bias=bias,
+        bidirectional=bidirectional,
+        proj_size=proj_size,
+        lengths=rows_alive.sum(0),
+        recompute=recompute,
+        return_states=return_states,
+        backend=chosen,
+    )
+    if not active:
+        y, last, states = run(grid.pad(data), hx, weights, num_layers=num_layers)
+        return grid.pack(y), last, states
+    # As torch does, dropout draws for real steps only: on packed rows, so layer by layer.
+    per, rows, ends, states = len(weights) // num_layers, data, [], []
+    for layer in range(num_layers):
+        own = weights[layer * per : (layer + 1) * per]
+        start = [h[layer * D : (layer + 1) * D] for h in hx or ()]
+        y, end, kept = run(grid.pad(rows if layer == 0 else F.dropout(rows, active)), start, own)
+        rows = grid.pack(y)
+        ends.append(end)
+        states += kept
+    return rows, tuple(torch.cat(end) for end in zip(*ends, strict=True)), states
+
+
+class _Grid(NamedTuple):
+    """Where packed rows stand among [T, B] padded ones."""
+
+    T: int
+    B: int
+    places: Tensor  # [N], of T*B
+
+    def pad(self, rows: Tensor) -> Tensor:
+        """[N, F] to [T, B, F]."""
+        full = rows.new_zeros(self.T * self.B, rows.shape[1])
+        return full.index_copy(0, self.places, rows).view(self.T, self.B, -1)
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """[T, B, F] to [N, F]."""
+        return padded.flatten(0, 1).index_select(0, self.places)
+
+
+def _by_torch(
+    problem: Problem,
+    data: Tensor,
+    batch_sizes: Tensor,
+    hx: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    training: bool,
+) -> tuple[Tensor, States, list[States]]:
+    cell, edge = problem.cell, (problem.L * problem.D, problem.B)
+    sizes = (problem.proj_size or problem.H, problem.H)[: len(cell.states)]
+    start = hx or [data.new_zeros(*edge, size) for size in sizes]
+    data, *rest = (t.to(problem.dtype) for t in (data, *start, *weights))
+    start, weights = rest[: len(sizes)], rest[len(sizes) :]
+    with modes.without_autocast(data):
+        y, *last = getattr(_VF, cell.name)(
+            data,
+            batch_sizes,
+            start if cell is LSTM else start[0],
+            weights,
+            problem.bias,
+            problem.L,
+            problem.dropout,
+            training,
+            problem.D == 2,
+        )
+    return y, tuple(last), []

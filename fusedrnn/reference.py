@@ -1,0 +1,397 @@
+"""The specification: recurrent layers and their adjoint as plain PyTorch loops.
+
+Any dtype, any device, any transform, any order of derivative: nothing here writes into a tensor or reads one on the
+host. It shares no code with the kernels that it checks. Besides, forward-mode differentiation and second derivatives
+run through it.
+
+Shapes: T time, B batch, I input, H hidden, P = proj_size or H, G gates, Z kept gates, D directions, S streams. Stream s
+runs backwards in time iff s % D == 1.
+
+Rows: with `lengths`, a row takes its steps t < length only (clamped to [0, T]); outputs beyond are 0, its last state is
+the one after its last step (the initial one if there is none), and a reverse stream starts at t = length - 1. A `reset`
+at t separates step t-1 from step t in both directions: what would be carried over is zero, so that the result is that
+of the segments run one by one. In a forward stream a reset at t = 0 drops the initial state; a reset at a step beyond
+the row's length does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import cast, overload
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .spec import GRU, LSTM, RNN_TANH, CellSpec
+
+States = tuple[Tensor, ...]
+
+
+def activate(gates_x: Tensor, gates_h: Tensor, cell: CellSpec) -> Tensor:
+    """The gates of a step (or of all steps at once) from the two halves of their pre-activation.
+
+    GRU: r, z = sigmoid(a + b), n = tanh(a + r q), q = b. LSTM: i, f, o = sigmoid(a + b), g = tanh(a + b).
+    RNN: the new state, tanh(a + b) or relu(a + b).
+
+    Args:
+        gates_x: [..., G*H], W_ih x + b_ih.
+        gates_h: [..., G*H], W_hh h + b_hh.
+        cell: the cell.
+
+    Returns:
+        [..., Z*H], the blocks that `cell.kept` names; [..., H] for an RNN.
+    """
+    if cell == GRU:
+        (r_x, z_x, n_x), (r_h, z_h, q) = gates_x.chunk(3, -1), gates_h.chunk(3, -1)
+        r = torch.sigmoid(r_x + r_h)
+        return torch.cat([r, torch.sigmoid(z_x + z_h), torch.tanh(n_x + r * q), q], -1)
+    total = gates_x + gates_h
+    if cell == LSTM:
+        i, f, g, o = total.chunk(4, -1)
+        return torch.cat([torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)], -1)
+    return torch.tanh(total) if cell == RNN_TANH else torch.relu(total)
+
+
+def advance(gates: Tensor, h: Tensor, c: Tensor | None, cell: CellSpec) -> tuple[Tensor, Tensor | None]:
+    """The next state.
+
+    GRU: h' = (1 - z) n + z h. LSTM: c' = f c + i g, h' = o tanh(c'). RNN: the gate itself.
+    """
+    if cell == GRU:
+        _, z, n, _ = gates.chunk(4, -1)
+        return (1 - z) * n + z * h, None
+    if cell == LSTM:
+        i, f, g, o = gates.chunk(4, -1)
+        c = f * cast(Tensor, c) + i * g
+        return o * torch.tanh(c), c
+    return gates, None
+
+
+def layer(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    cell: CellSpec,
+    directions: int,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """One layer, projections included.
+
+    Args:
+        x: [T,B,I].
+        h0: [D,B,P], zeros if None.
+        c0: [D,B,H], likewise; for the LSTM.
+        weights: for each direction w_ih [G*H,I], w_hh [G*H,P], with biases b_ih and b_hh [G*H], with a projection w_hr
+            [P,H].
+        lengths: [B] integers.
+        reset: [T,B] bool.
+        cell: the cell.
+        directions: 1 or 2.
+
+    Returns:
+        y [T,B,D*P], hn [D,B,P], cs [T,B,D*H] and cn [D,B,H]; the last two None but for the LSTM.
+    """
+    each = len(weights) // directions
+    runs = []
+    for d in range(directions):
+        w_ih, w_hh, *rest = weights[d * each : (d + 1) * each]
+        b_ih, b_hh = (rest[0], rest[1].unsqueeze(0)) if each >= 4 else (None, None)
+        h, c = (None if state is None else state[d : d + 1] for state in (h0, c0))
+        ends = None if lengths is None else lengths.unsqueeze(0)
+        cuts = None if reset is None else reset.unsqueeze(1)
+        gates_x = F.linear(x, w_ih, b_ih).unsqueeze(1)
+        w_hr = rest[-1] if each % 2 else None
+        runs.append(_forward(d == 1, gates_x, h, c, w_hh.unsqueeze(0), b_hh, ends, cuts, w_hr, cell=cell))
+    y, hn, _, cs, cn = zip(*runs, strict=True)
+    edge, sequence = torch.cat(hn), torch.cat(y, -1).squeeze(1)
+    return (
+        (sequence, edge, torch.cat(cs, -1).squeeze(1), torch.cat(cn)) if cell == LSTM else (sequence, edge, None, None)
+    )
+
+
+def scan(
+    gates_x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    cell: CellSpec,
+    directions: int,
+) -> States:
+    """The recurrence alone, as the compiled op defines it.
+
+    Args:
+        gates_x: [T,B,S,G*H].
+        h0: [S,B,H], zeros if None.
+        c0: [S,B,H], likewise; for the LSTM.
+        weight_hh: [S,G*H,H].
+        bias_hh: [S,G*H].
+        lengths: [S,B] integers.
+        reset: [T,B,S] bool.
+        cell: the cell.
+        directions: 1 or 2.
+
+    Returns:
+        y [T,B,S,H], hn [S,B,H], gates [T,B,S,Z*H] ([0] for an RNN), cs [T,B,S,H] and cn [S,B,H] ([0] but for the LSTM).
+    """
+    sequences = (_swap(gates_x), h0, c0, weight_hh, bias_hh, lengths, _swap(reset))
+    y, hn, gates, cs, cn = _each_direction(
+        partial(_forward, cell=cell), directions, sequences, (1, 0, 0, 0, 0, 0, 1), (1, 0, 1, 1, 0)
+    )
+    return _swap(y), hn, _swap(gates), _swap(cs), cn
+
+
+def previous(y: Tensor, h0: Tensor | None, lengths: Tensor | None, reset: Tensor | None, directions: int) -> Tensor:
+    """The state that each step started from, [T,B,S,H]; of a step beyond its row's length, something finite.
+
+    Args:
+        y: [T,B,S,H], the states after each step.
+        h0: [S,B,H], zeros if None.
+        lengths: [S,B] integers.
+        reset: [T,B,S] bool.
+        directions: 1 or 2.
+    """
+    sequences = (_swap(y), h0, lengths, _swap(reset))
+    return _swap(_each_direction(_previous, directions, sequences, (1, 0, 0, 1), (1,))[0])
+
+
+def scan_backward(
+    dy: Tensor | None,
+    dhn: Tensor | None,
+    dgates: Tensor | None,
+    dcs: Tensor | None,
+    dcn: Tensor | None,
+    gates: Tensor,
+    y: Tensor,
+    h0: Tensor | None,
+    cs: Tensor | None,
+    c0: Tensor | None,
+    weight_hh: Tensor,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    cell: CellSpec,
+    directions: int,
+) -> States:
+    """The adjoint of `scan`, as a function of what it kept, as the compiled op defines it.
+
+    Args:
+        dy: gradient of y; like the other four, None stands for zero.
+        dhn: gradient of hn.
+        dgates: gradient of gates.
+        dcs: gradient of cs.
+        dcn: gradient of cn.
+        gates: [T,B,S,Z*H], unused for an RNN.
+        y: [T,B,S,H].
+        h0: as in `scan`, like everything below.
+        cs: [T,B,S,H], for the LSTM.
+        c0: see above.
+        weight_hh: see above.
+        lengths: see above.
+        reset: see above.
+        cell: see above.
+        directions: see above.
+
+    Returns:
+        dgates_x [T,B,S,G*H], dh0 [S,B,H], dc0 [S,B,H] ([0] but for the LSTM), and dq [T,B,S,H], the gradient of
+        W_hn h + b_hn ([0] but for the GRU).
+    """
+    h_prev = previous(y, h0, lengths, reset, directions)
+    c_prev = None if cs is None else previous(cs, c0, lengths, reset, directions)
+    sequences = (
+        *map(_swap, (dy, dgates, dcs, gates if cell.kept else None, y, cs, h_prev, c_prev, reset)),
+        dhn,
+        dcn,
+        weight_hh,
+        lengths,
+    )
+    dims = (1,) * 9 + (0,) * 4
+    dgates_x, dh0, dc0, dq = _each_direction(partial(_backward, cell=cell), directions, sequences, dims, (1, 0, 0, 1))
+    return _swap(dgates_x), dh0, dc0, _swap(dq)
+
+
+def _forward(
+    reverse: bool,
+    gates_x: Tensor,
+    h: Tensor | None,
+    c: Tensor | None,
+    w_hh: Tensor,
+    b_hh: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    w_hr: Tensor | None = None,
+    *,
+    cell: CellSpec,
+) -> States:
+    """`scan` for streams of one direction, sequences [T,S,B,...]."""
+    steps, streams, rows, _ = gates_x.shape
+    h = gates_x.new_zeros(streams, rows, w_hh.shape[-1]) if h is None else h
+    if cell == LSTM:
+        c = gates_x.new_zeros(streams, rows, w_hh.shape[-2] // len(cell.gates)) if c is None else c
+    ys, kept, cs = {}, {}, {}
+    for t in _walk(steps, reverse):
+        live, cut = _rows(t, reverse, steps, lengths, reset)
+        h, c = _zero(cut, h), None if c is None else _zero(cut, c)
+        gates_h = h @ w_hh.mT if b_hh is None else h @ w_hh.mT + b_hh.unsqueeze(1)
+        gates = activate(gates_x[t], gates_h, cell)
+        new_h, new_c = advance(gates, h, c, cell)
+        new_h = new_h if w_hr is None else new_h @ w_hr.mT
+        ys[t], kept[t] = _only(live, new_h), _only(live, gates)
+        h = _only(live, new_h, h)
+        if new_c is not None:
+            cs[t], c = _only(live, new_c), _only(live, new_c, cast(Tensor, c))
+    none = gates_x.new_zeros(0)
+    gates = _in_time(kept) if cell.kept else none
+    return (_in_time(ys), h, gates, _in_time(cs), c) if c is not None else (_in_time(ys), h, gates, none, none)
+
+
+def _previous(reverse: bool, y: Tensor, h0: Tensor | None, lengths: Tensor | None, reset: Tensor | None) -> States:
+    first = y.new_zeros(1, *y.shape[1:]) if h0 is None else h0.unsqueeze(0)
+    shifted = torch.cat([y[1:], first]) if reverse else torch.cat([first, y[:-1]])
+    if reset is not None:
+        cut = torch.cat([reset[1:], torch.zeros_like(reset[:1])]) if reverse else reset
+        shifted = _zero(cut.unsqueeze(-1), shifted)
+    if reverse and lengths is not None:
+        steps = torch.arange(1, y.shape[0] + 1, device=y.device).view(-1, 1, 1)
+        shifted = torch.where((steps == lengths).unsqueeze(-1), first, shifted)
+    return (shifted,)
+
+
+def _backward(
+    reverse: bool,
+    dy: Tensor | None,
+    dgates: Tensor | None,
+    dcs: Tensor | None,
+    gates: Tensor | None,
+    y: Tensor,
+    cs: Tensor | None,
+    h_prev: Tensor,
+    c_prev: Tensor | None,
+    reset: Tensor | None,
+    dh: Tensor | None,
+    dc: Tensor | None,
+    w_hh: Tensor,
+    lengths: Tensor | None,
+    *,
+    cell: CellSpec,
+) -> States:
+    """`scan_backward` for streams of one direction, sequences [T,S,B,...]."""
+    steps = y.shape[0]
+    dh = torch.zeros_like(y[0]) if dh is None else dh
+    dc = torch.zeros_like(y[0]) if dc is None else dc
+    dgates_x, dq = {}, {}
+    for t in reversed(_walk(steps, reverse)):
+        live, cut = _rows(t, reverse, steps, lengths, reset)
+        up: Sequence[Tensor | int] = (0,) * 4 if dgates is None else dgates[t].chunk(4, -1)
+        total = dh if dy is None else dh + dy[t]
+        through_h: Tensor | None = None
+        through_c: Tensor | None = None
+        if cell == GRU:
+            r, z, n, q = cast(Tensor, gates)[t].chunk(4, -1)
+            dn = (total * (1 - z) + up[2]) * (1 - n * n)
+            dr = (dn * q + up[0]) * r * (1 - r)
+            dz = (total * (h_prev[t] - n) + up[1]) * z * (1 - z)
+            through_q = dn * r + up[3]
+            at_x, at_h, through_h = torch.cat([dr, dz, dn], -1), torch.cat([dr, dz, through_q], -1), total * z
+            dq[t] = _only(live, through_q)
+        elif cell == LSTM:
+            i, f, g, o = cast(Tensor, gates)[t].chunk(4, -1)
+            tanh_c = torch.tanh(cast(Tensor, cs)[t])
+            total_c = dc + total * o * (1 - tanh_c * tanh_c) + (0 if dcs is None else dcs[t])
+            di = (total_c * g + up[0]) * i * (1 - i)
+            df = (total_c * cast(Tensor, c_prev)[t] + up[1]) * f * (1 - f)
+            dg = (total_c * i + up[2]) * (1 - g * g)
+            do = (total * tanh_c + up[3]) * o * (1 - o)
+            at_x = at_h = torch.cat([di, df, dg, do], -1)
+            through_c = total_c * f
+        else:
+            at_x = at_h = total * ((1 - y[t] * y[t]) if cell == RNN_TANH else (y[t] > 0).to(y.dtype))
+        dgates_x[t] = _only(live, at_x)
+        before = at_h @ w_hh
+        dh = _only(live, _zero(cut, before if through_h is None else before + through_h), dh)
+        if through_c is not None:
+            dc = _only(live, _zero(cut, through_c), dc)
+    none = y.new_zeros(0)
+    return _in_time(dgates_x), dh, dc if cell == LSTM else none, _in_time(dq) if cell == GRU else none
+
+
+def _walk(steps: int, reverse: bool) -> range:
+    return range(steps - 1, -1, -1) if reverse else range(steps)
+
+
+def _rows(
+    t: int, reverse: bool, steps: int, lengths: Tensor | None, reset: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The rows that have a step t (None: all), and those whose state is zeroed before it (None: none); [S,B,1]."""
+    live = None if lengths is None else (lengths > t).unsqueeze(-1)
+    boundary = t + reverse
+    if reset is None or boundary == steps:
+        return live, None
+    cut = reset[boundary] if lengths is None else reset[boundary] & (lengths > boundary)
+    return live, cut.unsqueeze(-1)
+
+
+def _only(where: Tensor | None, value: Tensor, otherwise: Tensor | float = 0.0) -> Tensor:
+    return value if where is None else torch.where(where, value, otherwise)
+
+
+def _zero(where: Tensor | None, value: Tensor) -> Tensor:
+    return value if where is None else torch.where(where, 0.0, value)
+
+
+def _in_time(steps: dict[int, Tensor]) -> Tensor:
+    return torch.stack([steps[t] for t in range(len(steps))])
+
+
+def _each_direction(
+    run: Callable[..., States],
+    directions: int,
+    args: Iterable[Tensor | None],
+    dims_in: Sequence[int],
+    dims_out: Sequence[int],
+) -> States:
+    """Runs the streams of each direction apart, and puts them back in order.
+
+    Args:
+        run: takes whether time runs backwards, and the arguments for the streams of one direction.
+        directions: 1 or 2.
+        args: for all streams.
+        dims_in: each argument's axis of streams.
+        dims_out: each result's.
+    """
+    if directions == 1:
+        return run(False, *args)
+    given = list(zip(args, dims_in, strict=True))
+    forward, reverse = (
+        run(d == 1, *(None if t is None else _every_second(t, dim, d) for t, dim in given)) for d in range(2)
+    )
+    return tuple(
+        a if a.dim() == 1 else torch.stack([a, b], dim + 1).flatten(dim, dim + 1)
+        for a, b, dim in zip(forward, reverse, dims_out, strict=True)
+    )
+
+
+def _every_second(t: Tensor, dim: int, first: int) -> Tensor:
+    return t[(slice(None),) * dim + (slice(first, None, 2),)]
+
+
+@overload
+def _swap(t: Tensor) -> Tensor: ...
+
+
+@overload
+def _swap(t: None) -> None: ...
+
+
+@overload
+def _swap(t: Tensor | None) -> Tensor | None: ...
+
+
+def _swap(t: Tensor | None) -> Tensor | None:
+    """[T,B,S,...] to [T,S,B,...] and back; [0] stays."""
+    return t if t is None or t.dim() == 1 else t.transpose(1, 2)

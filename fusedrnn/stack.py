@@ -1,0 +1,167 @@
+"""All layers of one call, on the backend that is chosen for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import _VF, Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from . import autograd, backends, modes, reference
+from .spec import LSTM, CellSpec, Problem
+
+States = tuple[Tensor, ...]
+
+
+def recurrent(
+    spec: CellSpec,
+    input: Tensor,
+    hx: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    bias: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    proj_size: int = 0,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    recompute: bool = False,
+    return_states: bool = False,
+    backend: str = backends.AUTO,
+) -> tuple[Tensor, States, list[States]]:
+    """Runs all layers, and checks nothing.
+
+    Args:
+        spec: the cell.
+        input: [T,B,I], any strides.
+        hx: the initial states, (h_0,) or (h_0, c_0), [L*D,B,P or H] and [L*D,B,H]; zeros if None or empty.
+        weights: in torch's order: per layer, per direction weight_ih, weight_hh[, bias_ih, bias_hh][, weight_hr].
+        bias: whether there are biases.
+        num_layers: L.
+        dropout: probability with which an output of every layer but the last is zeroed.
+        training: whether that is done.
+        bidirectional: whether D is 2.
+        proj_size: P, for the LSTM.
+        lengths: [B] integers: how many steps of each row are real.
+        reset: [T,B] bool: where the state does not pass from step t-1 to step t, in either direction.
+        recompute: keep states only for backward, and rebuild the gates there.
+        return_states: also return every state of every step.
+        backend: the backend's name.
+
+    Returns:
+        y [T,B,D*(P or H)], the last states [L*D,B,...] as a tuple, and a list over layers, empty unless
+        `return_states`: (h,) or (h, c), each [T,B,D,...].
+
+    Raises:
+        ValueError: there is no backend called `backend`.
+        UnsupportedProblem: the backend asked for cannot take this call.
+        BackendUnavailable: the backend asked for does not exist on this machine.
+    """
+    dtype = modes.autocast_dtype(input)
+    if dtype is not None:
+        input, hx, weights = _cast(input, dtype), _cast_all(hx or (), dtype), _cast_all(weights, dtype)
+    if lengths is not None:
+        lengths = lengths.to(input.device, torch.int64)
+    if reset is not None:
+        reset = reset.to(input.device)
+    directions, traced = 2 if bidirectional else 1, modes.traced()
+    active = dropout if training and num_layers > 1 else 0.0
+    steps, rows, features = input.shape
+    problem = Problem(
+        spec,
+        steps,
+        rows,
+        features,
+        weights[1].shape[0] // len(spec.gates),
+        num_layers,
+        directions,
+        proj_size,
+        input.dtype,
+        input.device.type,
+        bias,
+        active,
+        torch.is_grad_enabled() and autograd.any_requires_grad(input, *(hx or ()), *weights),
+        lengths is not None,
+        reset is not None,
+        return_states,
+        recompute,
+        traced,
+        1 if traced else torch.get_num_threads(),
+    )
+    chosen = backends.choose(backend, problem)
+    if chosen == "aten":
+        return _stock(problem, input, hx, weights, training)
+    run: Callable[..., Any] = autograd.layer if chosen == "cpu" else _reference_layer
+    each, x, last, states = len(weights) // num_layers, input, [], []
+    for k in range(num_layers):
+        h0, c0 = _initial(problem, hx, k)
+        own = weights[k * each : (k + 1) * each]
+        y, hn, cs, cn = run(x, h0, c0, own, lengths, reset, spec, directions, recompute=recompute, states=return_states)
+        last.append((hn,) if cn is None else (hn, cn))
+        if return_states:
+            states.append(tuple(_by_direction(s, directions) for s in ((y,) if cn is None else (y, cs))))
+        x = F.dropout(y, active) if active and k + 1 < num_layers else y
+    return y, last[0] if num_layers == 1 else tuple(map(torch.cat, zip(*last, strict=True))), states
+
+
+def _initial(problem: Problem, hx: Sequence[Tensor] | None, layer: int) -> tuple[Tensor | None, Tensor | None]:
+    """h0 and c0 of one layer."""
+    if not hx:
+        return None, None
+    if problem.L > 1:
+        hx = [h[layer * problem.D : (layer + 1) * problem.D] for h in hx]
+    return hx[0], hx[1] if problem.cell is LSTM else None
+
+
+def _by_direction(t: Tensor, directions: int) -> Tensor:
+    """[T,B,D*N] to [T,B,D,N]."""
+    return t.view(*t.shape[:-1], directions, t.shape[-1] // directions)
+
+
+def _stock(
+    problem: Problem,
+    input: Tensor,
+    hx: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    training: bool,
+) -> tuple[Tensor, States, list[States]]:
+    """The whole stack on torch's own op."""
+    cell = problem.cell
+    if not hx:
+        sizes = (problem.proj_size or problem.H, problem.H)[: len(cell.states)]
+        hx = [input.new_zeros(problem.L * problem.D, problem.B, size) for size in sizes]
+    op = getattr(_VF, cell.name)
+    with modes.without_autocast(input):
+        y, *last = op(
+            input,
+            hx if cell is LSTM else hx[0],
+            weights,
+            problem.bias,
+            problem.L,
+            problem.dropout,
+            training,
+            problem.D == 2,
+            False,
+        )
+    return y, tuple(last), []
+
+
+def _reference_layer(*args: Any, recompute: bool, states: bool) -> Any:
+    # under torch.func saved tensors cannot be packed away: there recompute, which changes no result, is not to be had
+    if recompute and torch.is_grad_enabled() and not modes.traced():
+        return checkpoint(reference.layer, *args, use_reentrant=False, preserve_rng_state=False)
+    return reference.layer(*args)
+
+
+def _cast_all(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    return [_cast(t, dtype) for t in tensors]
+
+
+def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """As autocast does: double stays."""
+    return t if t.dtype == torch.float64 else t.to(dtype)

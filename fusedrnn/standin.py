@@ -1,0 +1,45 @@
+"""What layers and cells share in standing in for torch's."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from . import backends
+
+OWN_ATTRIBUTES = ("backend", "recompute")
+"""What torch's layers and cells have not."""
+
+
+class StandIn(nn.Module):
+    """Takes the place of `_stock`, over the same Parameters; among a class's bases, before torch's."""
+
+    _stock: ClassVar[Any]
+    backend: str
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "backend":
+            backends.check_name(value)
+        super().__setattr__(name, value)
+
+    def _read(self, names: Sequence[str]) -> list[Tensor]:
+        """Weights by name, at every call: functional_call, parametrizations, weight norm, replicas swap what it means."""
+        own = self._parameters
+        if not torch.compiler.is_compiling() and self.__dict__.keys().isdisjoint(names):
+            try:  # a fifth of the time of getattr, which nn.Module answers in Python
+                return [own[name] for name in names]  # type: ignore[misc]
+            except KeyError:
+                pass
+        return [getattr(self, name) for name in names]
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script compiles in our place."""
+        twin = copy.copy(self)
+        for name in OWN_ATTRIBUTES:
+            twin.__dict__.pop(name, None)
+        twin.__class__ = self._stock
+        return twin

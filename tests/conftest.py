@@ -1,0 +1,40 @@
+"""What every test starts from: one seed, and uninitialised memory that shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fusedrnn import spec
+
+
+@pytest.fixture(autouse=True)
+def _start() -> Iterator[None]:
+    """One seed, and NaN in every torch.empty, of Python and of the ops: what reads what nobody wrote fails."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(1).isnan(), "torch no longer fills memory in deterministic mode: find another way to poison it"
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def fresh_graphs() -> Iterator[None]:
+    """Dynamo without what earlier tests compiled."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture(params=spec.CELLS, ids=lambda cell: cell.name)
+def cell(request: pytest.FixtureRequest) -> spec.CellSpec:
+    """Each cell."""
+    return request.param
+
+
+@pytest.fixture(params=("cpu", "aten", "reference"))
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend."""
+    return request.param

@@ -1,0 +1,46 @@
+"""Which file of csrc/ belongs to which library. setup.py builds from this; CMakeLists.txt has the same rules, and
+tests/test_build.py compares what the two compile.
+"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PLAN_MODULE = "csrc/plan_module.cpp"
+
+
+def _glob(pattern: str) -> list[str]:
+    return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern))
+
+
+def kernels() -> list[str]:
+    """Compiled once per instruction set, into _C."""
+    return _glob("csrc/cpu/kernel*.cpp")
+
+
+def ops() -> list[str]:
+    """The rest of _C."""
+    own = {PLAN_MODULE, *kernels()}
+    return [name for name in _glob("csrc/*.cpp") + _glob("csrc/cpu/*.cpp") if name not in own]
+
+
+def plan() -> list[str]:
+    """_plan: the pybind11 module and every pure host planner."""
+    return [*_glob(PLAN_MODULE), *_glob("csrc/*/plan.cpp")] if (ROOT / PLAN_MODULE).exists() else []
+
+
+def cuda() -> list[str]:
+    """_cuda."""
+    return _glob("csrc/cuda/**/*.cpp") + _glob("csrc/cuda/**/*.cu")
+
+
+def instruction_sets() -> dict[str, list[str]]:
+    """The rows of csrc/isa.txt that this machine's compiler can build, each with all its flags."""
+    machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    lines = (ROOT / "csrc" / "isa.txt").read_text().splitlines()
+    rows = [line.split() for line in lines if line.strip() and not line.startswith("#")]
+    flags = {name: flags for name, where, *flags in rows if where in ("any", machine)}
+    common = flags.pop("common", [])
+    return {name: common + own for name, own in flags.items()}
