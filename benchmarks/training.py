@@ -16,6 +16,8 @@ from .measure import no_collector
 
 CLIP = 1.0
 """Largest gradient norm."""
+EARLY_STEPS = 10
+"""Steps over which two providers must lose alike; later, training amplifies the last bit of a weight at will."""
 STOP_AT, LEAST_EPOCHS = 0.995, 3
 """A run has nothing left to learn, and ends, at this held-out accuracy; but not before so many epochs are timed."""
 
@@ -29,6 +31,7 @@ class Epoch:
     seconds: float  # training steps alone
     steps: int
     loss: float  # mean over the training steps
+    early_loss: float  # over the first of them
     accuracy: float  # held-out
     correct: Tensor  # held-out, per example
 
@@ -86,7 +89,8 @@ class Run:
         accuracy = correct.double().mean().item()
         if self._schedule:
             self._schedule.step(accuracy)
-        done = Epoch(len(self.epochs) + 1, seconds, len(train), torch.stack(losses).mean().item(), accuracy, correct)
+        loss, early = (torch.stack(part).mean().item() for part in (losses, losses[:EARLY_STEPS]))
+        done = Epoch(len(self.epochs) + 1, seconds, len(train), loss, early, accuracy, correct)
         self.epochs.append(done)
         return done
 

@@ -201,7 +201,7 @@ def _backward(
         raise RuntimeError("scan kept no gates and was given no x and weight_ih to rebuild them from: pass save=True")
     with without_autocast(y):
         grads = _gradients(
-            (dy, dhn, dgates if ctx.save else None, dcs, dcn),
+            (dy, dhn, dgates, dcs, dcn),
             None if rebuild else gates,
             source,
             (y, h0, cs, c0, weight_hh, lengths, reset),

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checks, functional, onnx
+from . import backends, checks, functional, modes
 from .spec import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec
-from .standin import StandIn
+from .standin import StandIn, onnx_exports, torchscript_traces
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -17,24 +17,36 @@ _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 class _Cell(StandIn, nn.RNNCellBase):
     """All that the three cells share."""
 
-    def _step(self, spec: CellSpec, x: Tensor, given: list[Tensor]) -> tuple[Tensor, ...]:
-        """[B, I] or [I] to the next states, [B, H] or [H]."""
-        name, batched = self._stock.__name__, x.dim() == 2
+    def _run(self, spec: CellSpec, x: Tensor, hx: Any, given: list[Tensor]) -> Any:
+        """The next states, as torch's forward returns them; `given` are the states in hx."""
+        checks.cell_ranks(self._stock.__name__, x, given)
+        if self._by_torch():
+            try:
+                return self._stock.forward(self, x, hx)
+            except RuntimeError:
+                self._check(x, given)
+                raise
+        self._check(x, given)
+        one = x.dim() == 1
+        x, *given = (t.unsqueeze(0).unsqueeze(0) if one else t.unsqueeze(0) for t in (x, *given))
         weights = self._read(_NAMES if self.bias else _NAMES[:2])
-        checks.cell_ranks(name, x, given)
-        if not batched:
-            x, given = x.unsqueeze(0), [h.unsqueeze(0) for h in given]
-        checks.cell_contents(name, x, self.input_size, given, self.hidden_size, weights[0])
-        hx = [h.unsqueeze(0) for h in given]
-        _, last, _ = functional.recurrent(spec, x.unsqueeze(0), hx, weights, bias=self.bias, backend=self.backend)
-        return tuple(h.squeeze(0) if batched else h[0, 0] for h in last)
+        _, last, _ = functional.recurrent(spec, x, given, weights, bias=self.bias, backend=self.backend)
+        states = tuple(h[0, 0] if one else h.squeeze(0) for h in last)
+        return states if len(states) == 2 else states[0]
 
+    def _by_torch(self) -> bool:
+        """Whether torch's own cell runs.
 
-def _exporting() -> bool:
-    """Whether an exporter that has not our ops is looking on: it gets torch's own cell."""
-    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        return True
-    return torch.compiler.is_exporting() and onnx.exporting()
+        For exporters that have not our ops; and in plain eager mode as what "auto" takes: the fused kernels first lay
+        out the weights for a whole sequence, which one step does not repay.
+        """
+        asked = backends._override() or self.backend
+        if asked in (backends.AUTO, "aten") and not modes.traced() and not torch._C._is_any_autocast_enabled():
+            return True
+        return torchscript_traces() or onnx_exports()
+
+    def _check(self, x: Tensor, given: list[Tensor]) -> None:
+        checks.cell_contents(self._stock.__name__, x, self.input_size, given, self.hidden_size, self.weight_ih)
 
 
 class GRUCell(_Cell, nn.GRUCell):
@@ -74,9 +86,8 @@ class GRUCell(_Cell, nn.GRUCell):
             ValueError: a rank or dtype does not fit.
             RuntimeError: a size or device does not fit.
         """
-        if _exporting():
-            return super().forward(input, hx)
-        return self._step(GRU, input, [] if hx is None else [hx])[0]
+        out: Tensor = self._run(GRU, input, hx, [] if hx is None else [hx])
+        return out
 
 
 class LSTMCell(_Cell, nn.LSTMCell):
@@ -102,10 +113,8 @@ class LSTMCell(_Cell, nn.LSTMCell):
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """The next (h, c), each [B, H] ([H]), from input [B, I] ([I]) and hx = (h, c), or zeros. Raises as GRUCell."""
-        if _exporting():
-            return super().forward(input, hx)
-        h, c = self._step(LSTM, input, [] if hx is None else checks.cell_states(hx))
-        return h, c
+        out: tuple[Tensor, Tensor] = self._run(LSTM, input, hx, [] if hx is None else checks.cell_states(hx))
+        return out
 
 
 class RNNCell(_Cell, nn.RNNCell):
@@ -133,9 +142,8 @@ class RNNCell(_Cell, nn.RNNCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The next state, as GRUCell. Also RuntimeError for an unknown `nonlinearity`, which torch too sees here."""
-        if _exporting():
-            return super().forward(input, hx)
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         spec = RNN_TANH if self.nonlinearity == "tanh" else RNN_RELU
-        return self._step(spec, input, [] if hx is None else [hx])[0]
+        out: Tensor = self._run(spec, input, hx, [] if hx is None else [hx])
+        return out

@@ -144,27 +144,27 @@ def cell_states(hx: object) -> list[Tensor]:
 
 def cell_ranks(name: str, x: Tensor, given: Sequence[Tensor]) -> None:
     """A cell's input and states are all 2-D or all 1-D; torch reads beyond a tensor's shape where they differ."""
-    if x.dim() not in (1, 2):
-        raise ValueError(f"{name}: Expected input to be 1D or 2D, got {x.dim()}D instead")
-    labels = ["hidden"] if len(given) == 1 else ["hx[0]", "hx[1]"]
-    for label, h in zip(labels, given, strict=False):
-        if h.dim() not in (1, 2):
-            raise ValueError(f"{name}: Expected {label} to be 1D or 2D, got {h.dim()}D instead")
-        if h.dim() != x.dim():
-            raise ValueError(f"{name}: Expected {label} to be {x.dim()}D as the input is, got {h.dim()}D instead")
+    rank = x.dim()
+    if rank not in (1, 2):
+        raise ValueError(f"{name}: Expected input to be 1D or 2D, got {rank}D instead")
+    for k, h in enumerate(given):
+        if h.dim() != rank:
+            label = "hidden" if len(given) == 1 else f"hx[{k}]"
+            expected = f"{rank}D as the input is" if h.dim() in (1, 2) else "1D or 2D"
+            raise ValueError(f"{name}: Expected {label} to be {expected}, got {h.dim()}D instead")
 
 
 def cell_contents(
     name: str, x: Tensor, input_size: int, given: Sequence[Tensor], hidden_size: int, weight: Tensor
 ) -> None:
-    """As `contents`, in the words of torch's cells; x [B, I], states [B, H]."""
-    if x.size(1) != input_size:
-        raise RuntimeError(f"input has inconsistent input_size: got {x.size(1)} expected {input_size}")
+    """As `contents`, in the words of torch's cells; x [B, I] or [I], states [B, H] or [H]."""
+    if x.size(-1) != input_size:
+        raise RuntimeError(f"input has inconsistent input_size: got {x.size(-1)} expected {input_size}")
     for k, h in enumerate(given):
-        if h.size(0) != x.size(0):
+        if x.dim() == 2 and h.size(0) != x.size(0):
             raise RuntimeError(f"Input batch size {x.size(0)} doesn't match hidden{k} batch size {h.size(0)}")
-        if h.size(1) != hidden_size:
-            raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {h.size(1)}, expected {hidden_size}")
+        if h.size(-1) != hidden_size:
+            raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {h.size(-1)}, expected {hidden_size}")
     _input_dtype(x, weight)
     _devices(x, given, weight)
     _state_dtype(name, x, given)

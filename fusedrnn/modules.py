@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import checks, functional, onnx, packed
 from .errors import UnsupportedProblem
 from .spec import by_mode
-from .standin import StandIn
+from .standin import StandIn, onnx_exports, torchscript_traces
 
 
 class States(NamedTuple):
@@ -77,7 +77,7 @@ class _Layer(StandIn, nn.RNNBase):
             RuntimeError: a size or a device does not fit, or T is 0. Types and texts are torch's.
             UnsupportedProblem: the backend asked for by name cannot take this call; the text says why.
         """
-        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        if torchscript_traces():
             if lengths is not None or reset is not None or return_states:
                 raise UnsupportedProblem("lengths, reset and return_states have no TorchScript form; use torch.export")
             return self._stock.forward(self, input, hx)
@@ -103,9 +103,7 @@ class _Layer(StandIn, nn.RNNBase):
         if lengths is not None or reset is not None:
             lengths, reset = checks.masks(lengths, reset, x.size(0), x.size(1), rank, self.batch_first)
 
-        run: Any = functional.recurrent
-        if torch.compiler.is_exporting() and onnx.exporting():
-            run = onnx.recurrent
+        run: Any = onnx.recurrent if onnx_exports() else functional.recurrent
         masks = {"lengths": lengths, "reset": reset, "return_states": return_states}
         y, last, kept = run(by_mode(self.mode), x, given, weights, **masks, **self._options())
         if rank == 2:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import modes
 from .errors import UnsupportedProblem
 from .spec import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec
 
@@ -21,12 +20,6 @@ _VERSION = 14
 
 # Where ONNX's gates stand among torch's: GRU z r h among r z n, LSTM i o f c among i f g o.
 _GATES = {GRU: (1, 0, 2), LSTM: (0, 3, 1, 2), RNN_TANH: (0,), RNN_RELU: (0,)}
-
-
-@modes.constant
-def exporting() -> bool:
-    """Whether torch.onnx.export is what traces us. Asked of torch directly, dynamo says no without looking."""
-    return torch.onnx.is_in_onnx_export()
 
 
 def recurrent(

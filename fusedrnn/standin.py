@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from . import backends
+from . import backends, modes
 
 OWN_ATTRIBUTES = ("backend", "recompute")
 """What torch's layers and cells have not."""
@@ -27,7 +27,7 @@ class StandIn(nn.Module):
         super().__setattr__(name, value)
 
     def _read(self, names: Sequence[str]) -> list[Tensor]:
-        """Weights by name, at every call: functional_call, parametrizations, weight norm, replicas swap what it means."""
+        """Weights by name at every call: functional_call, parametrizations, weight norm and replicas swap them."""
         own = self._parameters
         if not torch.compiler.is_compiling() and self.__dict__.keys().isdisjoint(names):
             try:  # a fifth of the time of getattr, which nn.Module answers in Python
@@ -43,3 +43,19 @@ class StandIn(nn.Module):
             twin.__dict__.pop(name, None)
         twin.__class__ = self._stock
         return twin
+
+
+def torchscript_traces() -> bool:
+    """Whether torch.jit.trace is what runs us."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+
+
+def onnx_exports() -> bool:
+    """Whether torch.onnx.export is what traces us."""
+    return torch.compiler.is_exporting() and _in_onnx_export()
+
+
+@modes.constant
+def _in_onnx_export() -> bool:
+    # asked of torch directly, dynamo answers no without looking
+    return torch.onnx.is_in_onnx_export()

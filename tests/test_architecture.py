@@ -21,8 +21,9 @@ LAYERS = (
     {"modules"},
     {"cells", "packed", "onnx"},
     {"functional"},
-    {"autograd"},
-    {"backends"},
+    {"stack"},
+    {"autograd", "standin"},
+    {"adjoint", "backends"},
     {"batching", "ops", "reference"},
     {"_build", "_plan", "checks", "errors", "modes", "spec"},
 )

@@ -126,6 +126,20 @@ def test_backward_in_an_autocast_region_of_a_layer_outside_it(recompute: bool) -
     torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
+def test_second_derivative_of_the_adjoint_in_an_autocast_region() -> None:
+    gates_x, h0, _, weight, bias = scan_arguments(GRU, dtype=torch.float32)
+    y, hn, gates, *_ = ops.scan(gates_x, h0, None, weight, bias, *[None] * 6, [], GRU.code, 2, True)
+    leaves = [t.requires_grad_() for t in (gates, y, weight)]
+    (out, *_), found = (
+        ops.scan_backward(y, hn, None, None, None, gates, y, h0, None, None, weight, None, None, 0, 2),
+        [],
+    )
+    for region in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=region):
+            found.append(torch.autograd.grad(out.sum(), leaves, retain_graph=True))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
 def test_some_upstream_gradients_absent_and_some_expanded() -> None:
     layer = Bare(LSTM, bidirectional=True, backend="cpu").double()
     x = torch.randn(T, B, I, dtype=DOUBLE, requires_grad=True)
@@ -160,23 +174,52 @@ def test_frozen_inputs_get_and_cost_no_gradient() -> None:
         torch.testing.assert_close(found, want)
 
 
-@pytest.mark.parametrize(
-    ("leaves", "wanted"), [("x", 1), ("h", 2), ("w", 4), ("xw", 5), ("xhw", 7)], ids=lambda value: str(value)
-)
+class Watch(TorchDispatchMode):
+    """The arguments of the adjoints that ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (ops.layer_backward, ops.scan_backward):
+            self.calls.append(args)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("leaves", "wanted"), [("x", 1), ("h", 2), ("w", 4), ("xw", 5), ("xhw", 7)])
 def test_only_wanted_gradients_are_asked_of_the_op(leaves: str, wanted: int) -> None:
-    asked: list[int] = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func is ops.layer_backward:
-                asked.append(args[-1])
-            return func(*args, **(kwargs or {}))
-
     layer = Bare(GRU, backend="cpu").requires_grad_("w" in leaves)
     x, h0 = torch.randn(T, B, I, requires_grad="x" in leaves), torch.randn(1, B, H, requires_grad="h" in leaves)
-    with Watch():
+    with Watch() as watch:
         layer(x, hx=(h0,))[0].sum().backward()
-    assert asked == [wanted]
+    assert [args[-1] for args in watch.calls] == [wanted]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_absent_upstream_gradients_are_not_made(recompute: bool) -> None:
+    layer = Bare(LSTM, backend="cpu", recompute=recompute)
+    for k in range(3):
+        with Watch() as watch:
+            layer(torch.randn(T, B, I))[k].sum().backward()
+        (args,) = watch.calls
+        upstream = [args[0], args[1], *args[2 + recompute : 4 + recompute]]
+        assert [g is not None for g in upstream] == [k == 0, k == 1, False, k == 2]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_each_weight_alone_in_first_and_second_order(recompute: bool) -> None:
+    """Gradients of one weight, the others frozen."""
+    layer = Bare(LSTM, bidirectional=True, backend="cpu", recompute=recompute).double()
+    x = torch.randn(T, B, I, dtype=DOUBLE)
+    for weight in layer.parameters():
+        layer.requires_grad_(False)
+        weight.requires_grad_()
+        found = []
+        for call in (layer, layer.twin()):
+            (g,) = torch.autograd.grad(call(x)[0].pow(2).sum(), weight, create_graph=True)
+            found.append([g, *torch.autograd.grad(g.pow(2).sum(), weight)])
+        assert_same(*found)
 
 
 def test_what_runs_and_what_is_kept() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fusedrnn import __main__ as doctor
-from fusedrnn import _build, backends, functional, ops
+from fusedrnn import _build, backends, stack, ops
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,13 +50,13 @@ def test_missing_compiled_code_is_mended_by_one_command(
 
 
 def test_wrong_results_are_noticed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    right = functional._reference_layer
+    right = stack._reference_layer
 
     def slightly_wrong(*args: object, **options: object) -> object:
         y, *rest = right(*args, **options)
         return (y + 1e-4, *rest)
 
-    monkeypatch.setattr(functional, "_reference_layer", slightly_wrong)
+    monkeypatch.setattr(stack, "_reference_layer", slightly_wrong)
     assert doctor.main([]) == 1
     told = capsys.readouterr().out
     assert "GRU FAILED, LSTM FAILED, RNN FAILED" in told
@@ -67,7 +67,7 @@ def test_backend_that_raises_is_noticed(monkeypatch: pytest.MonkeyPatch, capsys:
     def broken(*args: object, **options: object) -> object:
         raise RuntimeError("no such instruction")
 
-    monkeypatch.setattr(functional, "_reference_layer", broken)
+    monkeypatch.setattr(stack, "_reference_layer", broken)
     assert doctor.main([]) == 1
     assert "trouble: reference on cpu, RNN: RuntimeError: no such instruction" in capsys.readouterr().out
 

@@ -22,7 +22,7 @@ from .. import data
 from ..models import RECURRENT, TEXT_MODELS, SeriesClassifier, Table, encoder_parameters, products, serial_steps
 from ..providers import FUSED, NN, fused_module
 from ..record import Row, measured, remark
-from ..training import STOP_AT, Epoch, Example, Run, compete, seconds_a_step
+from ..training import EARLY_STEPS, STOP_AT, Epoch, Example, Run, compete, seconds_a_step
 from .base import Budget, Context
 from .claims import verdicts
 from .text_report import section
@@ -209,7 +209,7 @@ def _arithmetic(ctx: Context, case: str, model: nn.Module, steps: int, width: in
 
 
 def fit(costs: Costs, plan: Plan, effort: str, available: int, budget_s: float) -> int:
-    """How many training examples the budget holds over all epochs (and seeds, where the plan wants them), `least` at least."""
+    """How many training examples the budget holds over all epochs (and seeds, where the plan wants them)."""
     least = min(available, plan.least // 8 if effort == "quick" else plan.least)
     later = SEEDS[effort] - 1 if plan.all_seeds else 0
     step_s = plan.epochs[effort] * (costs.all_jobs + later * costs.own_jobs)
@@ -217,7 +217,7 @@ def fit(costs: Costs, plan: Plan, effort: str, available: int, budget_s: float) 
 
 
 def _train(ctx: Context, task: Task, budget: Budget) -> None:
-    """Sizes the training set by a pilot, then trains seed by seed while the budget lasts; twins only in the first seed."""
+    """Sizes the training set by a pilot, then trains seed by seed while the budget lasts; twins in the first alone."""
     plan, seeds = PLANS[task.corpus], SEEDS[ctx.effort]
     own = [job for job in task.jobs if not job.twin]
     ctx.progress.show(f"{task.corpus}: pilot")
@@ -269,6 +269,8 @@ def _record(ctx: Context, corpus: str, plan: Plan, run: Run, epoch: Epoch) -> No
     }
     case = f"{corpus}/{run.name}"
     ended = f"ends here: nothing left to learn above {STOP_AT}" if run.finished else ""
+    if epoch.number == 1:
+        ctx.recorder.add(Row(STUDY, case, "early_loss", "nats", epoch.early_loss, n=EARLY_STEPS, **where))
     ctx.recorder.add(
         Row(STUDY, case, "epoch_time", "s", epoch.seconds, n=epoch.steps, **where),
         Row(STUDY, case, "loss", "nats", epoch.loss, n=epoch.steps, **where),

@@ -1,56 +1,21 @@
 // Computes: the adjoint of forward.h. With I > 0 down to dx, dW_ih, dW_hh and the biases' gradients; with I = 0 down to
-// the gradients of
-//   the gates' pre-activations (dgates_x, dq), from which a caller takes the rest.
+// the
+//   gradients of the gates' pre-activations (dgates_x, dq), from which a caller takes the rest.
 // Mapping: as forward; the reverse loop writes the gate gradients of a chunk of steps to a ring, and dW and dx are
-// taken from it by matrix
-//   products while it is in cache. dh_before += dgates W_hh is the serial part.
+// taken
+//   from it by matrix products while it is in cache. dh_before += dgates W_hh is the serial part.
 // Memory: the ring is shared by the threads of a team (same stream and rows); dW is summed per batch part and the parts
-// are added at the
-//   end in a fixed order, so results do not depend on timing.
+//   are added at the end in a fixed order, so results do not depend on timing.
 // Synchronisation: one spin barrier a step between threads that share hidden units, one a chunk, and two a call between
-// all. Requires: `kept`, y and cs as forward wrote them; masked rows as in forward.
+//   all threads.
+// Requires: `kept`, y and cs as forward wrote them; masked rows as in forward.
 #pragma once
 #include "cpu/barrier.h"
-#include "cpu/layout.h"
+#include "cpu/scratch.h"
 
 namespace fusedrnn::cpu::FUSEDRNN_ISA {
 constexpr int64_t kTileRows =
     24;  // rows of a product that goes through a tile on the stack: a multiple of every row block
-
-template <class T, class C>
-struct BackwardScratch {
-  int64_t weights, dh, dc, dw, dx_second, zeros, teams, per_team, threads, per_thread, total;
-  int64_t db, operands, dgates, batch, time, first, inputs, h_before, c_before, dx_rows, going,
-      going_dh;  // inside a thread's part
-  BackwardScratch(const Layout<T, C>& l, const Plan& p, bool want_dx, bool want_dw) {
-    const int64_t rows = ceil_div(l.B, p.batches), chunk_rows = p.chunk * rows, word = sizeof(T);
-    Carver mine;
-    db = mine.elements(want_dw ? l.S * l.X * l.Hp : 0);
-    operands = mine.elements(want_dw ? chunk_rows * (l.Ip + l.Hp) : 0);
-    dgates = mine.words(chunk_rows, word);
-    batch = mine.words(chunk_rows, word);
-    time = mine.words(chunk_rows, word);
-    first = mine.words(p.chunk + 1, word);
-    inputs = mine.words(chunk_rows, word);
-    h_before = mine.words(chunk_rows, word);
-    c_before = mine.words(chunk_rows, word);
-    dx_rows = mine.words(chunk_rows, word);
-    going = mine.words(rows, word);
-    going_dh = mine.words(rows, word);
-    per_thread = mine.at + kLine;
-    per_team = ceil_div(chunk_rows * l.ldg, kLine) * kLine + kLine;
-    Carver all;
-    weights = all.elements(l.S * l.packed_backward(want_dx));
-    dh = all.elements(l.S * l.B * l.ldh);
-    dc = all.elements(C::kHasC ? l.S * l.B * l.ldh : 0);
-    dw = all.elements(want_dw ? p.batches * l.S * l.G * l.Hp * (l.Ip + l.Hp) : 0);
-    dx_second = all.elements(want_dx && p.streams == 2 ? l.T * l.B * l.I : 0);
-    zeros = all.elements(l.ldh);
-    teams = all.elements(p.streams * p.batches * per_team);
-    threads = all.elements(p.threads() * per_thread);
-    total = all.at + kLine;
-  }
-};
 
 template <class T, class C>
 struct Backward {

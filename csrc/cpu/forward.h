@@ -1,46 +1,19 @@
 // Computes: all T steps of S streams of a GRU, LSTM or RNN, from x (projecting a chunk of steps at a time) or from
-// given projections. Mapping: hidden units are cut into panels of vectors; a panel's product goes to a gate buffer in
-// L1 or L2 and its pointwise half
-//   follows at once. Threads split streams, then rows (no synchronisation at all), or hidden units.
+// given
+//   projections.
+// Mapping: hidden units are cut into panels of vectors; a panel's product goes to a gate buffer in L1 or L2 and its
+//   pointwise half follows at once. Threads split streams, then rows (no synchronisation at all), or hidden units.
 // Memory: weights are packed once a call, K-major, gates of a unit side by side. The ring holds the pre-activations of
-// a chunk: rows that
-//   are real, without gaps, so a row past its length costs nothing. A row that is reset reads its state from a row of
-//   zeros.
+// a
+//   chunk: rows that are real, without gaps, so a row past its length costs nothing. A row that is reset reads its
+//   state from a row of zeros.
 // Synchronisation: one spin barrier a step between threads that share hidden units; none otherwise.
 // Requires: nothing of H, B, I, T; the last vector of units is masked where it is stored outside the scratch memory.
 #pragma once
 #include "cpu/barrier.h"
-#include "cpu/layout.h"
+#include "cpu/scratch.h"
 
 namespace fusedrnn::cpu::FUSEDRNN_ISA {
-template <class T, class C>
-struct ForwardScratch {
-  int64_t weights, h, c, zeros, threads, per_thread, total;
-  int64_t ring, inputs, batch, first, h_rows, c_rows;  // inside a thread's part
-  ForwardScratch(const Layout<T, C>& l, const Plan& p) {
-    const int64_t rows = ceil_div(l.B, p.batches), chunk_rows = p.chunk * rows, word = sizeof(T);
-    int64_t vectors = 0;  // of the thread with most units
-    for (int i = 0; i < p.columns; i++)
-      vectors = at_least(
-          vectors, l.panels.first(l.panels.share(i + 1, p.columns)) - l.panels.first(l.panels.share(i, p.columns)));
-    Carver mine;
-    ring = mine.elements(chunk_rows * vectors * l.X * l.W);
-    inputs = mine.words(chunk_rows, word);
-    batch = mine.words(chunk_rows, word);
-    first = mine.words(p.chunk + 1, word);
-    h_rows = mine.words(rows, word);
-    c_rows = mine.words(rows, word);
-    per_thread = mine.at + kLine;
-    Carver all;
-    weights = all.elements(l.S * l.packed_forward());
-    h = all.elements(2 * l.S * l.B * l.ldh);
-    c = all.elements(C::kHasC ? l.S * l.B * l.ldh : 0);
-    zeros = all.elements(l.ldh);
-    threads = all.elements(p.threads() * per_thread);
-    total = all.at + kLine;
-  }
-};
-
 template <class T, class C>
 struct Forward {
   using V = Vec<T>;

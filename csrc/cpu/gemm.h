@@ -1,24 +1,24 @@
 // Computes: C[rows, cols] = init + A[rows, K] * B[K, cols], the only matrix product of the kernel: input projection,
-// recurrence, dh, dx, dW. Mapping: a micro-kernel keeps an R x C block of accumulators (C in vectors) in registers for
-// a whole run of K; B is packed as [K][C][lanes]. Memory: K is cut so that a block of B stays in L1 while several row
-// blocks pass over it.
+//   recurrence, dh, dx, dW.
+// Mapping: a micro-kernel keeps an R x C block of accumulators (C in vectors) in registers for a whole run of K; B is
+//   packed as [K][C][lanes].
+// Memory: K is cut so that a block of B stays in L1 while several row blocks pass over it.
 #pragma once
 #include "cpu/blocks.h"
 #include "cpu/vec.h"
 
 namespace fusedrnn::cpu::FUSEDRNN_ISA {
-
 constexpr int block_rows(int cols) { return cpu::block_rows(kRegisters, cols); }
 constexpr int64_t kL1Bytes = 24 << 10, kPrefetchSteps = 32;
 
 template <class T>
 struct Gemm {
   T* c;
-  int64_t ldc;  // C, row stride
-  const T* init;
-  int64_t ldi;  // added to the product; stride 0: one row for all; null: zeros
-  const T* const* a;
-  int64_t shift;     // row i of A starts at a[i] + shift
+  int64_t ldc;
+  const T* init;  // added to the product: null for zeros; ldi = 0 for one row for all
+  int64_t ldi;
+  const T* const* a;  // row i of A starts at a[i] + shift
+  int64_t shift;
   int64_t k_stride;  // step of A along K: 1, or the row length for a transposed A
   const T* b;
   int64_t K;
@@ -28,9 +28,8 @@ template <class T, int R, int C>
 __attribute__((noinline)) void gemm_block(const Gemm<T>& g) {
   using V = Vec<T>;
   constexpr int W = V::lanes;
-  constexpr int U = R * C >= 8   ? 1
-                    : R * C >= 4 ? 2
-                                 : 4;  // independent sums per output: at least 8 chains hide the FMA latency
+  // Independent sums per output: at least 8 chains hide the FMA latency.
+  constexpr int U = R * C >= 8 ? 1 : R * C >= 4 ? 2 : 4;
   const T* a[R];
   V acc[U][R][C];
 #pragma GCC unroll 8

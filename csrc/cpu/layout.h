@@ -1,4 +1,4 @@
-// Where things lie in the scratch memory of a call, which part of the work a thread has, and the slots of a cell.
+// The slots of a cell, the sizes that follow from a problem, and which part of the work a thread has.
 #pragma once
 #include "cells/gru.h"
 #include "cells/lstm.h"
@@ -90,18 +90,5 @@ struct Place {  // of one thread in the plan
         B0(n.B * batch / p.batches),
         B1(n.B * (batch + 1) / p.batches),
         rows_max(ceil_div(n.B, p.batches)) {}
-};
-
-// Hands out pieces of scratch memory, each on cache lines of its own.
-struct Carver {
-  int64_t at = 0;
-  int64_t elements(int64_t n) {
-    const int64_t here = at;
-    at += ceil_div(n, kLine) * kLine;
-    return here;
-  }
-  int64_t words(int64_t n, int64_t element_bytes) {
-    return elements(ceil_div(n * 8, element_bytes));
-  }  // pointers and indices
 };
 }  // namespace fusedrnn::cpu::FUSEDRNN_ISA

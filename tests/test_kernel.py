@@ -1,0 +1,319 @@
+"""The CPU kernel by itself: right in every setting, from every kind of caller, at every address."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import kernel_check
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fusedrnn
+from fusedrnn import ops
+from fusedrnn.spec import CellSpec
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.skipif(ops.missing is not None, reason=f"needs the compiled ops: {ops.missing}")
+MASKS = {"plain": (False, False), "lengths": (True, False), "reset": (False, True), "both": (True, True)}
+
+
+def python(code: str, **env: str) -> str:
+    done = subprocess.run(
+        [sys.executable, code] if code.endswith(".py") else [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def supported() -> list[str]:
+    """The instruction sets that this processor runs."""
+    probe = "from fusedrnn import ops; print(ops.instruction_set)"
+    names = [line.split()[0] for line in (ROOT / "csrc" / "isa.txt").read_text().splitlines() if line[:1].isalpha()]
+    return [name for name in names if name != "common" and python(probe, FUSEDRNN_ISA=name).strip() == name]
+
+
+@pytest.mark.parametrize("masks", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("directions", [1, 2])
+def test_agrees_with_the_reference(cell: CellSpec, directions: int, masks: tuple[bool, bool]) -> None:
+    for size in kernel_check.SIZES:
+        case = kernel_check.make(cell, directions, size, *masks)
+        kernel_check.check_layer(case)
+        kernel_check.check_scan(case)
+
+
+def test_bfloat16_is_computed_and_carried_in_float32(cell: CellSpec) -> None:
+    case = kernel_check.make(cell, 2, (9, 6, 5, 20), True, True)
+    x, h0, *rest = (t.bfloat16() for t in (case.x, *case.states, *case.weights))
+    c0, weights = (rest[0], rest[1:]) if len(case.states) == 2 else (None, rest)
+    low = ops.layer(x, h0, c0, weights, case.lengths, case.reset, cell.code, True, False, True)
+    wide = [None if t is None else t.float() for t in (x, h0, c0)]
+    full = ops.layer(*wide, [w.float() for w in weights], case.lengths, case.reset, cell.code, True, False, True)
+    for found, expected in zip(low[:4], full[:4], strict=True):
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found, expected.bfloat16())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["batch", "columns"])
+def test_every_instruction_set_and_split(split: str) -> None:
+    """Scratch memory full of NaN: what the kernel reads it has written. One to three threads on however many cores."""
+    for name in supported():
+        told = python("tests/kernel_check.py", FUSEDRNN_ISA=name, FUSEDRNN_SPLIT=split, FUSEDRNN_POISON="1")
+        assert told.count(f"{name} ") == told.count("cases right") == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("function", ["sigmoid", "tanh"])
+def test_gates_are_as_accurate_as_torchs(function: str, dtype: torch.dtype) -> None:
+    ramp = torch.linspace(-30, 30, 400_001, dtype=torch.float64)
+    tiny = torch.logspace(-30, 0, 100_001, dtype=torch.float64)
+    x = torch.cat([ramp, tiny, -tiny, torch.tensor([0.0, -0.0, 1e30, -1e30])]).to(dtype)
+    found = torch.ops.fusedrnn.pointwise(x, function == "tanh").double()
+    if dtype == torch.float64:
+        truth, allowed = getattr(torch, function)(x), 8 * torch.finfo(dtype).eps
+    else:
+        truth = getattr(torch, function)(x.double())
+        own = getattr(torch, function)(x).double()
+        allowed = 2 * float(((own - truth).abs() / truth.abs().clamp_min(1e-37))[truth.abs() > 1e-36].max()) + 1.2e-7
+    far = truth.abs() > torch.finfo(dtype).tiny * 1e2
+    assert float(((found - truth).abs() / truth.abs())[far].max()) <= allowed
+    assert float(found[~far].abs().max()) <= torch.finfo(dtype).tiny * 1e3
+    odd = torch.tensor([float("nan"), float("inf"), float("-inf")], dtype=dtype)
+    torch.testing.assert_close(
+        torch.ops.fusedrnn.pointwise(odd, function == "tanh"), getattr(torch, function)(odd), equal_nan=True
+    )
+
+
+def test_same_call_gives_the_same_bits(cell: CellSpec) -> None:
+    case = kernel_check.make(cell, 2, (7, 13, 3, 33), True, True)
+    weights, lstm = [w.float() for w in case.weights], len(case.states) == 2
+    x, h0 = case.x.float(), case.states[0].float()
+    c0 = case.states[1].float() if lstm else None
+
+    def run() -> list[Tensor]:
+        out = ops.layer(x, h0, c0, weights, case.lengths, case.reset, cell.code, True, True, True)
+        y, hn, cs, _, kept = out
+        upstream = (torch.ones_like(y), torch.ones_like(hn), None, None)
+        masks = (case.lengths, case.reset)
+        return [*out[:4], *ops.layer_backward(*upstream, x, h0, c0, weights, y, cs, kept, *masks, cell.code, True, 7)]
+
+    for once, again in zip(run(), run(), strict=True):
+        assert torch.equal(once, again)
+
+
+def test_nan_stays_in_its_row(cell: CellSpec) -> None:
+    layer = _layer(cell, 3, 5)
+    x = torch.randn(6, 4, 3)
+    clean = layer(x)[0]
+    x[2, 1] = float("nan")
+    y = layer(x)[0]
+    assert y[2:, 1].isnan().all()
+    assert torch.equal(y[:, [0, 2, 3]], clean[:, [0, 2, 3]])
+    assert torch.equal(y[:2], clean[:2])
+
+
+def _layer(cell: CellSpec, *sizes: int, **options: object) -> nn.Module:
+    kind = getattr(fusedrnn, cell.mode.split("_")[0])
+    own = {"nonlinearity": cell.mode[4:].lower()} if cell.mode.startswith("RNN") else {}
+    return kind(*sizes, backend="cpu", **own, **options)
+
+
+# Callers: a team of threads that wait for each other must be as large as planned, whoever calls.
+
+TRAIN = """
+import torch, fusedrnn
+torch.manual_seed(0)
+layer, x = fusedrnn.GRU(8, 64, bidirectional=True, backend="cpu"), torch.randn(9, 3, 8)
+def train():
+    layer.zero_grad()
+    y, _ = layer(x)
+    y.square().sum().backward()
+    return float(y.sum()), float(layer.weight_hh_l0.grad.sum())
+"""
+
+
+@pytest.mark.parametrize("limit", ["1", "2", "3"])
+@pytest.mark.parametrize("split", ["batch", "columns"])
+def test_smaller_team_than_asked_for(limit: str, split: str) -> None:
+    """OMP_THREAD_LIMIT gives fewer threads than torch.get_num_threads() promises."""
+    code = f"{TRAIN}\ntorch.set_num_threads(4)\nprint(train())"
+    expected = python(f"{TRAIN}\ntorch.set_num_threads(1)\nprint(train())")
+    found = python(code, OMP_THREAD_LIMIT=limit, FUSEDRNN_SPLIT=split)
+    assert eval(found) == pytest.approx(eval(expected), rel=1e-4)
+
+
+def test_called_inside_a_parallel_region() -> None:
+    """From two threads of an OpenMP team at once, as a C++ caller's own loop would."""
+    library = next(Path(torch.__file__).parent.glob("lib/libgomp*"), None)
+    if library is None:
+        pytest.skip("this torch brings no libgomp")
+    layer, x, sums = nn.Sequential(fusedrnn.GRU(8, 64, backend="cpu")), torch.randn(9, 3, 8), []
+    expected = float(layer(x)[0].detach().double().sum())
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    def body(_: object) -> None:
+        sums.append(float(layer(x)[0].detach().double().sum()))
+
+    ctypes.CDLL(str(library)).GOMP_parallel(body, None, 2, 0)
+    assert len(sums) >= 1
+    assert sums == pytest.approx([expected] * len(sums), rel=1e-5)
+
+
+def test_called_from_several_threads_at_once() -> None:
+    layer, x = fusedrnn.LSTM(8, 64, backend="cpu"), torch.randn(30, 3, 8)
+    with torch.no_grad():
+        expected = layer(x)[0]
+    found: list[Tensor] = []
+
+    def call() -> None:
+        with torch.no_grad():
+            found.extend(layer(x)[0] for _ in range(10))
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 40
+    for y in found:
+        torch.testing.assert_close(y, expected)
+
+
+def test_called_in_a_forked_process() -> None:
+    """One thread, as torch's DataLoader workers set it: the parent's OpenMP threads do not come along."""
+    python(
+        f"""{TRAIN}
+import os
+expected = train()
+child = os.fork()
+if not child:
+    torch.set_num_threads(1)
+    os._exit(abs(train()[0] - expected[0]) > 1e-3)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    )
+
+
+# Addresses and lengths.
+
+
+def test_strides_beyond_32_bits() -> None:
+    """Rows that lie further apart than 2**31 elements; only the pages that are touched take memory."""
+    torch.use_deterministic_algorithms(False)  # which would fill all of it
+    apart = 2**31 + 64
+    x, dy = (torch.empty(apart + 64, dtype=torch.float32).as_strided((2, 3, 4), (apart, 8, 1)) for _ in range(2))
+    x.copy_(torch.randn(2, 3, 4))
+    dy.copy_(torch.randn(2, 3, 4))
+    results = []
+    for given, upstream in ((x, dy), (x.contiguous(), dy.contiguous())):
+        torch.manual_seed(0)
+        layer = fusedrnn.GRU(4, 4, backend="cpu")
+        y, _ = layer(given)
+        y.backward(upstream)
+        results.append([y, layer.weight_ih_l0.grad, layer.weight_hh_l0.grad])
+    for strided, dense in zip(*results, strict=True):
+        assert torch.equal(strided, dense)
+
+
+@pytest.mark.slow
+def test_more_than_two_to_the_31_outputs() -> None:
+    T, B, H = 2, 2**24 + 3, 64
+    need = 4 * T * B * H * 1.2
+    if os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") < need:
+        pytest.skip(f"needs {need / 2**30:.0f} GiB of free memory")
+    torch.use_deterministic_algorithms(False)
+    layer, x = fusedrnn.RNN(1, H, backend="cpu"), torch.randn(T, 1, 1)
+    with torch.no_grad():
+        y = layer(x.expand(T, B, 1))[0]
+        assert y.numel() > 2**31
+        expected = layer(x)[0]
+        for row in (0, B // 2, B - 1):
+            torch.testing.assert_close(y[:, row], expected[:, 0])
+
+
+def test_more_steps_than_65535(cell: CellSpec) -> None:
+    T = 70_000
+    layer = _layer(cell, 1, 3)
+    x = torch.randn(T, 1, 1)
+    y, _ = layer(x)
+    y[-1].sum().backward()
+    half = layer(x[:35_000])
+    torch.testing.assert_close(layer(x[35_000:], half[1])[0], y[35_000:])
+    assert layer.weight_hh_l0.grad.isfinite().all()
+
+
+# What the ops refuse, for whoever calls them directly.
+
+REFUSED = [
+    ({"reset_h": torch.zeros(1)}, "reset_h is reserved"),
+    ({"reset_c": torch.zeros(1)}, "reset_c is reserved"),
+    ({"offsets": torch.zeros(1)}, "offsets is reserved"),
+    ({"mask_key": torch.zeros(1)}, "mask_key is reserved"),
+    ({"rates": [0.5]}, "rates is reserved"),
+    ({"cell": 7}, "cell: expected 0"),
+    ({"directions": 3}, "directions: expected 1 or 2"),
+    ({"directions": 2}, "expected a multiple of 2 streams"),
+    ({"h0": torch.zeros(1, 2, 5)}, r"h0: expected \[1, 3, 4\], got \[1, 2, 5\]"),
+    ({"h0": torch.zeros(1, 3, 4, dtype=torch.float64)}, "h0: expected the dtype"),
+    ({"c0": torch.zeros(1, 3, 4)}, "c0 is for the LSTM only"),
+    ({"lengths": torch.zeros(1, 3)}, "lengths: expected int64"),
+    ({"lengths": torch.zeros(2, 3, dtype=torch.int64)}, r"lengths: expected \[1, 3\]"),
+    ({"reset": torch.zeros(2, 3, 1)}, "reset: expected bool"),
+    ({"gates_x": torch.zeros(2, 3, 1, 12, dtype=torch.float16)}, "float32, float64 and bfloat16"),
+]
+
+
+@pytest.mark.parametrize(("change", "text"), REFUSED, ids=[text for _, text in REFUSED])
+def test_scan_refuses(change: dict[str, object], text: str) -> None:
+    call: dict[str, object] = {
+        "gates_x": torch.zeros(2, 3, 1, 12),
+        "h0": None,
+        "c0": None,
+        "weight_hh": torch.zeros(1, 12, 4),
+        "bias_hh": None,
+        "lengths": None,
+        "reset": None,
+        "reset_h": None,
+        "reset_c": None,
+        "offsets": None,
+        "mask_key": None,
+        "rates": [],
+        "cell": 0,
+        "directions": 1,
+        "save": False,
+    }
+    assert ops.scan(**call)[0].shape == (2, 3, 1, 4)
+    with pytest.raises(RuntimeError, match=text):
+        ops.scan(**{**call, **change})
+
+
+def test_layer_refuses_what_does_not_fit() -> None:
+    weights = [torch.zeros(12, 5), torch.zeros(12, 4)]
+    for x, given, text in (
+        (torch.zeros(2, 3, 6), weights, r"w_ih: expected \[12, 6\], got \[12, 5\]"),
+        (torch.zeros(2, 3, 5), weights[:1] * 3, "expected 2 weights a direction, got 3"),
+        (torch.zeros(2, 3, 5), [weights[0].double(), weights[1]], "w_ih: expected the dtype"),
+        (torch.zeros(3, 5), weights, r"expected x \[T, B, I\]"),
+    ):
+        with pytest.raises(RuntimeError, match=text):
+            ops.layer(x, None, None, given, None, None, 0, False, False, False)
+
+
+def test_schemas_in_both_texts_are_the_same() -> None:
+    for schema in ops.SCHEMAS:
+        name = schema.partition("(")[0]
+        assert str(getattr(torch.ops.fusedrnn, name).default._schema) == str(
+            torch._C.parse_schema(f"fusedrnn::{schema}")
+        )
