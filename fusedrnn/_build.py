@@ -140,7 +140,7 @@ def _load() -> str | None:
     import torch
 
     try:
-        torch.ops.load_library(LIBRARY)
+        torch.ops.load_library(LIBRARY)  # type: ignore[no-untyped-call]
     except OSError as error:
         cause = str(error).splitlines()[0]
         return f"torch {torch.__version__} does not load them (2.11 or newer is needed): {cause}; run `{mend()}`"

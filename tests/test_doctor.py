@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fusedrnn import __main__ as doctor
-from fusedrnn import _build, backends, stack, ops
+from fusedrnn import _build, backends, ops, stack
 
 ROOT = Path(__file__).parents[1]
 

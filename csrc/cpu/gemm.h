@@ -9,6 +9,7 @@
 
 namespace fusedrnn::cpu::FUSEDRNN_ISA {
 constexpr int block_rows(int cols) { return cpu::block_rows(kRegisters, cols); }
+constexpr int lesser(int a, int b) { return a < b ? a : b; }
 constexpr int64_t kL1Bytes = 24 << 10, kPrefetchSteps = 32;
 
 template <class T>
@@ -95,10 +96,14 @@ template <class T, int C>
 void gemm_cols(const Gemm<T>& g, int64_t rows) {
   constexpr int R = block_rows(C);
   using Block = void (*)(const Gemm<T>&);
-#define FUSEDRNN_TAIL(n) gemm_block<T, (n < R ? n : R), C>
-  static constexpr Block tail[kMaxRows] = {nullptr,          FUSEDRNN_TAIL(1), FUSEDRNN_TAIL(2), FUSEDRNN_TAIL(3),
-                                           FUSEDRNN_TAIL(4), FUSEDRNN_TAIL(5), FUSEDRNN_TAIL(6), FUSEDRNN_TAIL(7)};
-#undef FUSEDRNN_TAIL
+  static constexpr Block tail[kMaxRows] = {nullptr,
+                                           gemm_block<T, lesser(1, R), C>,
+                                           gemm_block<T, lesser(2, R), C>,
+                                           gemm_block<T, lesser(3, R), C>,
+                                           gemm_block<T, lesser(4, R), C>,
+                                           gemm_block<T, lesser(5, R), C>,
+                                           gemm_block<T, lesser(6, R), C>,
+                                           gemm_block<T, lesser(7, R), C>};
   const int64_t k_max = kL1Bytes / int64_t(C * kVectorBytes);
   int64_t k0 = 0;
   do {  // at least once: an empty sum is `init`, or zeros

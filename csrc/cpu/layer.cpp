@@ -79,7 +79,7 @@ Tensor pooled(int64_t elements, ScalarType type) {
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer(const Tensor& x, const OptionalTensor& h0,
-                                                         const OptionalTensor& c0, std::vector<Tensor> weights,
+                                                         const OptionalTensor& c0, const std::vector<Tensor>& weights,
                                                          const OptionalTensor& lengths, const OptionalTensor& reset,
                                                          int64_t cell, bool bias, bool save, bool states) {
   const LayerProblem l(x, h0, c0, weights, lengths, reset, cell, bias);
@@ -116,7 +116,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer(const Tensor& x, const 
 
 std::vector<Tensor> layer_backward(const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dcs,
                                    const OptionalTensor& dcn, const Tensor& x, const OptionalTensor& h0,
-                                   const OptionalTensor& c0, std::vector<Tensor> weights, const Tensor& y,
+                                   const OptionalTensor& c0, const std::vector<Tensor>& weights, const Tensor& y,
                                    const Tensor& cs, const Tensor& kept, const OptionalTensor& lengths,
                                    const OptionalTensor& reset, int64_t cell, bool bias, int64_t wanted) {
   const LayerProblem l(x, h0, c0, weights, lengths, reset, cell, bias);

@@ -10,7 +10,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
     const Tensor& gates_x, const OptionalTensor& h0, const OptionalTensor& c0, const Tensor& weight_hh,
     const OptionalTensor& bias_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
     const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& offsets,
-    const OptionalTensor& mask_key, std::vector<double> rates, int64_t cell, int64_t directions, bool save,
+    const OptionalTensor& mask_key, const std::vector<double>& rates, int64_t cell, int64_t directions, bool save,
     const OptionalTensor& x, const OptionalTensor& weight_ih, const OptionalTensor& bias_ih);
 std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(const OptionalTensor& dy, const OptionalTensor& dhn,
                                                          const OptionalTensor& dgates, const OptionalTensor& dcs,
@@ -20,12 +20,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(const OptionalTensor& d
                                                          const Tensor& weight_hh, const OptionalTensor& lengths,
                                                          const OptionalTensor& reset, int64_t cell, int64_t directions);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer(const Tensor& x, const OptionalTensor& h0,
-                                                         const OptionalTensor& c0, std::vector<Tensor> weights,
+                                                         const OptionalTensor& c0, const std::vector<Tensor>& weights,
                                                          const OptionalTensor& lengths, const OptionalTensor& reset,
                                                          int64_t cell, bool bias, bool save, bool states);
 std::vector<Tensor> layer_backward(const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dcs,
                                    const OptionalTensor& dcn, const Tensor& x, const OptionalTensor& h0,
-                                   const OptionalTensor& c0, std::vector<Tensor> weights, const Tensor& y,
+                                   const OptionalTensor& c0, const std::vector<Tensor>& weights, const Tensor& y,
                                    const Tensor& cs, const Tensor& kept, const OptionalTensor& lengths,
                                    const OptionalTensor& reset, int64_t cell, bool bias, int64_t wanted);
 Tensor pointwise(const Tensor& x, bool tanh);

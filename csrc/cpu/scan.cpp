@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
     const Tensor& gates_x, const OptionalTensor& h0, const OptionalTensor& c0, const Tensor& weight_hh,
     const OptionalTensor& bias_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
     const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& offsets,
-    const OptionalTensor& mask_key, std::vector<double> rates, int64_t cell, int64_t directions, bool save,
+    const OptionalTensor& mask_key, const std::vector<double>& rates, int64_t cell, int64_t directions, bool save,
     const OptionalTensor&, const OptionalTensor&, const OptionalTensor&) {
   refuse("reset_h", reset_h.has_value());
   refuse("reset_c", reset_c.has_value());
