@@ -62,8 +62,6 @@ def _fold(t: Tensor | None, dim: int | None, into: int | None, size: int) -> Ten
         if t.dim() == 1:
             return t
         t = t.unsqueeze(into).expand(*t.shape[:into], size, *t.shape[into:])
-    elif t.dim() == 2 and t.numel() == 0:
-        return t.select(dim, 0)
     else:
         t = t.movedim(dim, into)
     return t.flatten(into, into + 1)

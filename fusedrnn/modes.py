@@ -53,9 +53,10 @@ def forward_mode() -> bool:
 def transformed() -> bool:
     """Whether torch.func stands between us and the tensors. Private, but all of torch.func hangs on it."""
     # dynamo runs this as it is, and before it meets any Function that it shall take so
-    if "torch._dynamo" in sys.modules:
-        while _opaque:
-            torch.compiler.allow_in_graph(_opaque.pop())  # type: ignore[no-untyped-call]
+    if _opaque and "torch._dynamo" in sys.modules:
+        for function in tuple(_opaque):
+            torch.compiler.allow_in_graph(function)  # type: ignore[no-untyped-call]
+        _opaque.clear()
     return torch._C._are_functorch_transforms_active()
 
 

@@ -70,7 +70,7 @@ def recurrent(
     if reset is not None:
         reset = reset.to(input.device)
     directions, traced = 2 if bidirectional else 1, modes.traced()
-    active = dropout if training and num_layers > 1 else 0.0
+    active = dropout if training else 0.0
     steps, rows, features = input.shape
     problem = Problem(
         spec,

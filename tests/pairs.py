@@ -6,13 +6,18 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import fusedrnn
+from fusedrnn import ops
 
 LAYERS = ("GRU", "LSTM", "RNN")
 I, H, T, B = 5, 4, 6, 3
+
+needs_kernel = pytest.mark.skipif(ops.missing is not None, reason=f"no compiled ops: {ops.missing}")
+"""Else a graph holds the reference's loop, unrolled."""
 
 
 def pair(name: str, *args: Any, backend: str = "auto", **kwargs: Any) -> tuple[nn.Module, nn.Module]:

@@ -130,10 +130,8 @@ def test_second_derivative_of_the_adjoint_in_an_autocast_region() -> None:
     gates_x, h0, _, weight, bias = scan_arguments(GRU, dtype=torch.float32)
     y, hn, gates, *_ = ops.scan(gates_x, h0, None, weight, bias, *[None] * 6, [], GRU.code, 2, True)
     leaves = [t.requires_grad_() for t in (gates, y, weight)]
-    (out, *_), found = (
-        ops.scan_backward(y, hn, None, None, None, gates, y, h0, None, None, weight, None, None, 0, 2),
-        [],
-    )
+    saved, found = (gates, y, h0, None, None, weight, None, None), []
+    out = ops.scan_backward(y, hn, None, None, None, *saved, GRU.code, 2)[0]
     for region in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=region):
             found.append(torch.autograd.grad(out.sum(), leaves, retain_graph=True))

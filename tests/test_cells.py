@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from close import assert_same
-from pairs import B, H, I, gradients, outcome, rand, tensors
+from pairs import B, H, I, gradients, needs_kernel, outcome, rand, tensors
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.utils import parametrizations
 
 import fusedrnn
+from fusedrnn.errors import UnsupportedProblem
 
 CELLS = ("GRUCell", "LSTMCell", "RNNCell")
 each_cell = pytest.mark.parametrize("name", CELLS)
@@ -55,7 +56,7 @@ def test_parameters_initialisation_and_state_dict(name: str, bias: bool) -> None
 
 
 @each_cell
-@pytest.mark.parametrize("backend", ["reference", "aten", "auto"])
+@pytest.mark.parametrize("backend", ["reference", "aten", "auto", pytest.param("cpu", marks=needs_kernel)])
 @pytest.mark.parametrize("batched", [True, False])
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
@@ -70,6 +71,17 @@ def test_outputs_and_gradients(name: str, backend: str, batched: bool, given: bo
         out = tensors(cell(leaves[0], states if given else None))
         found.append(out + gradients(out, [*leaves, *cell.parameters()]))
     assert_same(found[1], found[0])
+
+
+@each_cell
+def test_a_named_backend_takes_the_step_or_says_why_not(name: str) -> None:
+    cell, x = pair(name, dtype=torch.half)[1], rand(B, I).half()
+    cell(x)
+    with fusedrnn.use_backend("cudnn"), pytest.raises(UnsupportedProblem, match="cuDNN runs on a GPU"):
+        cell(x)
+    cell.backend = "cudnn"
+    with pytest.raises(UnsupportedProblem, match="cuDNN runs on a GPU"):
+        cell(x)
 
 
 @each_cell

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 from close import assert_same
-from pairs import LAYERS, B, H, I, T, gradients, initial, pair, rand, tensors
+from pairs import LAYERS, B, H, I, T, gradients, initial, needs_kernel, pair, rand, tensors
 from torch import Tensor, nn
 
 import fusedrnn
-from fusedrnn import ops
 from fusedrnn.errors import UnsupportedProblem
 
 pytestmark = pytest.mark.filterwarnings(
@@ -30,7 +29,7 @@ def reloaded(module: Any, save: Any, load: Any) -> Any:
     return load(buffer)
 
 
-@pytest.mark.skipif(ops.missing is not None, reason=f"no compiled op to export: {ops.missing}")
+@needs_kernel
 @each_layer
 @pytest.mark.parametrize("masks", [False, True])
 def test_torch_export_with_dynamic_time_and_batch(name: str, masks: bool) -> None:

@@ -154,6 +154,15 @@ def test_dropout_is_torchs_bit_for_bit(name: str, backend: str, batch_first: boo
     assert_same(tensors(ours.eval()(x)), tensors(stock.eval()(x)))
 
 
+@pytest.mark.parametrize(("steps", "rows"), [(66_000, 1), (2, 66_000)])
+def test_more_steps_or_rows_than_16_bits_count(steps: int, rows: int) -> None:
+    """Where cuDNN's LSTM gives up."""
+    stock, ours = pair("LSTM", 1, 2)
+    x = rand(steps, rows, 1)
+    with torch.no_grad():
+        assert_same(tensors(ours(x)), tensors(stock(x)))
+
+
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 def test_nonlinearity(nonlinearity: str) -> None:
     stock, ours = pair("RNN", I, H, 2, nonlinearity, bidirectional=True)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from close import assert_same
-from pairs import LAYERS, B, H, I, T, gradients, initial, pair, rand, tensors
+from pairs import LAYERS, B, H, I, T, gradients, initial, needs_kernel, pair, rand, tensors
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call, grad, stack_module_state, vmap
@@ -273,6 +273,7 @@ def test_per_sample_gradients_and_ensembles(name: str) -> None:
 
 
 @pytest.mark.slow
+@needs_kernel
 @pytest.mark.usefixtures("fresh_graphs")
 @pytest.mark.parametrize(
     ("name", "options"), [("GRU", {"bidirectional": True}), ("LSTM", {"num_layers": 2}), ("RNN", {})]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from close import assert_same
-from pairs import LAYERS, B, H, I, T, gradients, initial, pair, rand, tensors
+from pairs import LAYERS, B, H, I, T, gradients, initial, needs_kernel, pair, rand, tensors
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -90,7 +90,7 @@ def test_reset_equals_segments_run_one_by_one(name: str, backend: str, bidirecti
 
 
 @each_layer
-@each_backend
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_kernel)])
 def test_no_reset_is_no_reset(name: str, backend: str) -> None:
     ours = pair(name, **STACK, backend=backend)[1]
     x = rand(T, B, I)

@@ -83,6 +83,17 @@ def test_gradients_of_every_member(
         assert_same([dx[i], *(found[name][i] for name, _ in own.named_parameters())], want)
 
 
+def test_vmap_of_biases_alone() -> None:
+    layers = members(GRU, bidirectional=True)
+    params, x = named(layers[0]), torch.randn(T, B, I, dtype=DOUBLE)
+    for part in ("bias_hh", "bias_ih", "weight_ih"):
+        mixed = {k: torch.stack([named(m)[k] for m in layers]) if part in k else t for k, t in params.items()}
+        dims = {k: 0 if part in k else None for k in params}
+        found = vmap(lambda p: functional_call(layers[0], p, (x,))[0], (dims,))(mixed)
+        each = [{k: t[i] if part in k else t for k, t in mixed.items()} for i in range(MEMBERS)]
+        assert_same([found], [torch.stack([functional_call(layers[0], p, (x,))[0] for p in each])])
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_vmap_inside_ordinary_autograd(recompute: bool) -> None:
     layer = Bare(GRU, recompute=recompute, backend="cpu").double()
