@@ -114,7 +114,10 @@ def burst_of(seconds: float) -> int:
 def alternate(
     calls: Mapping[str, Callable[[], object]], budget_s: float, *, min_rounds: int = 5, max_rounds: int = 300
 ) -> dict[str, list[float]]:
-    """Seconds a call, by name: all warmed, then in turn, the order turned round every time; samples i are a pair."""
+    """Seconds a call, by name: all warmed, then in turn, the order turned round every time; samples i are a pair.
+
+    At least `min_rounds` samples are taken, two where even those would take three times the budget.
+    """
     repeats: dict[str, int] = {}
     for name, call in calls.items():
         call()
@@ -122,10 +125,11 @@ def alternate(
         call()
         repeats[name] = burst_of(time.perf_counter() - start)
     order, samples = list(calls), {name: list[float]() for name in calls}
-    stop = time.perf_counter() + budget_s
+    begun = time.perf_counter()
     with no_collector():
         for round_ in range(max_rounds):
-            if round_ >= min_rounds and time.perf_counter() >= stop:
+            spent = time.perf_counter() - begun
+            if (spent >= budget_s and round_ >= min_rounds) or (spent >= 3 * budget_s and round_ >= 2):
                 break
             for name in order if round_ % 2 else reversed(order):
                 call, count = calls[name], repeats[name]

@@ -118,7 +118,8 @@ _forced: ContextVar[str | None] = ContextVar("fusedrnn.use_backend", default=Non
 
 
 @modes.constant
-def _override() -> str | None:
+def override() -> str | None:
+    """The backend that `use_backend` demands here and now, None outside of it."""
     return _forced.get()
 
 
@@ -136,7 +137,7 @@ def choose(name: str, problem: Problem) -> str:
         UnsupportedProblem: the backend asked for cannot take the problem.
         BackendUnavailable: the backend asked for does not exist on this machine.
     """
-    name = _override() or name
+    name = override() or name
     # a symbolic T has no hash, and a cache is nothing a graph can hold
     if problem.traced or not isinstance(problem.T, int):
         return _choose(name, problem)
@@ -228,7 +229,7 @@ def explain(
         return_states: see above.
     """
     problem = _problem(layer, input, lengths, reset, return_states)
-    asked = str(_override() or getattr(layer, "backend", AUTO))
+    asked = str(override() or getattr(layer, "backend", AUTO))
     chosen, refusal = None, None
     try:
         chosen = _choose(asked, problem)

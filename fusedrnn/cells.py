@@ -40,7 +40,7 @@ class _Cell(StandIn, nn.RNNCellBase):
         For exporters that have not our ops; and in plain eager mode as what "auto" takes: the fused kernels first lay
         out the weights for a whole sequence, which one step does not repay.
         """
-        asked = backends._override() or self.backend
+        asked = backends.override() or self.backend
         if asked in (backends.AUTO, "aten") and not modes.traced() and not torch._C._is_any_autocast_enabled():
             return True
         return torchscript_traces() or onnx_exports()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from pairs import needs_kernel
 
 from fusedrnn import spec
 
@@ -34,7 +35,7 @@ def cell(request: pytest.FixtureRequest) -> spec.CellSpec:
     return request.param
 
 
-@pytest.fixture(params=("cpu", "aten", "reference"))
+@pytest.fixture(params=[pytest.param("cpu", marks=needs_kernel), "aten", "reference"])
 def backend(request: pytest.FixtureRequest) -> str:
     """Each backend."""
     return request.param

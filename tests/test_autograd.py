@@ -8,6 +8,7 @@ import pytest
 import torch
 from bare import B, Bare, Count, H, I, T, gradients, initial, label, scan_arguments
 from close import assert_same
+from pairs import needs_kernel
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, jvp
@@ -16,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fusedrnn import autograd, ops, reference
 from fusedrnn.spec import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec
 
+pytestmark = needs_kernel
 DOUBLE = torch.double
 MASKS = torch.tensor([6, 0, 3]), torch.tensor([[0, 0, 1], [0, 1, 0], [1, 0, 1], [0, 0, 1], [1, 0, 0], [0, 0, 0]]).bool()
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from bare import B, Bare, Count, H, I, T, label
+from pairs import needs_kernel
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
@@ -32,6 +33,7 @@ def fresh_choices() -> Iterator[None]:
     backends._remembered.cache_clear()
 
 
+@needs_kernel
 @pytest.mark.parametrize(
     ("changes", "chosen", "reasons"),
     [
@@ -65,6 +67,7 @@ def test_auto_takes_the_first_that_can(changes: dict[str, Any], chosen: str, rea
                 backends.choose(backend.name, problem)
 
 
+@needs_kernel
 @pytest.mark.usefixtures("fresh_choices")
 def test_auto_passes_over_what_is_measured_slower(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "instruction_set", "generic")
@@ -118,12 +121,14 @@ print("ran")
     assert done.stdout == "ran\n", done.stderr
 
 
+@needs_kernel
 def test_schemas_are_those_of_the_library() -> None:
     for schema in ops.SCHEMAS:
         name = schema.split("(")[0]
         assert str(getattr(ops, name)._schema) == f"fusedrnn::{schema}"
 
 
+@needs_kernel
 @pytest.mark.parametrize("name", ["reset_h", "reset_c", "offsets", "mask_key", "rates"])
 def test_reserved_arguments_are_refused_by_name(name: str) -> None:
     values: dict[str, Any] = dict.fromkeys(("reset_h", "reset_c", "offsets", "mask_key")) | {"rates": []}
@@ -152,6 +157,7 @@ def test_cudnn_is_aten_on_a_gpu() -> None:
         backends.choose("cudnn", PLAIN._replace(device="cuda", reset=True))
 
 
+@needs_kernel
 def test_use_backend_overrides_nests_and_ends() -> None:
     chosen: list[str] = []
 
@@ -221,6 +227,7 @@ def test_explain_takes_every_form_of_input() -> None:
     assert (problem.dtype, problem.grad) == (torch.bfloat16, False)
 
 
+@needs_kernel
 def test_explain_tells_what_a_layer_then_does() -> None:
     """The chosen backend is the one whose op runs."""
     for name, ran in (("auto", True), ("cpu", True), ("aten", False), ("reference", False)):

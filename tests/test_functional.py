@@ -8,6 +8,7 @@ import pytest
 import torch
 from bare import STOCK, B, Bare, H, I, T, gradients, initial, label
 from close import assert_no_worse, assert_same
+from pairs import needs_kernel
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -16,6 +17,7 @@ from fusedrnn.errors import UnsupportedProblem
 from fusedrnn.spec import GRU, LSTM, RNN_TANH, CellSpec
 
 DOUBLE = torch.double
+CPU = pytest.param("cpu", marks=needs_kernel)
 STACKS = (
     {},
     {"num_layers": 2, "bidirectional": True},
@@ -50,6 +52,7 @@ def test_projection_equals_torch(how: dict[str, Any], backend: str) -> None:
     assert_same(list(found.values()), list(want.values()))
 
 
+@needs_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("how", [{}, {"num_layers": 2, "bidirectional": True}], ids=label)
 def test_is_as_exact_as_torch(cell: CellSpec, dtype: torch.dtype, how: dict[str, Any]) -> None:
@@ -65,7 +68,7 @@ def test_is_as_exact_as_torch(cell: CellSpec, dtype: torch.dtype, how: dict[str,
     assert_no_worse(found, truth, torchs)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", [CPU, "reference"])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_masks_pass_through_every_layer(cell: CellSpec, backend: str, recompute: bool) -> None:
     """Each row's first segment equals a run of it alone; the rest is in the reference's own tests."""
@@ -82,7 +85,7 @@ def test_masks_pass_through_every_layer(cell: CellSpec, backend: str, recompute:
     assert not y[2:, 1].any()
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", [CPU, "reference"])
 def test_masks_of_other_integers_and_no_rows(backend: str) -> None:
     layer = Bare(GRU, backend=backend)
     x, lengths = torch.randn(T, B, I), torch.tensor([6, 0, 3])
@@ -97,6 +100,7 @@ def test_masks_of_other_integers_and_no_rows(backend: str) -> None:
     assert not layer.weight_hh_l0.grad.any()
 
 
+@needs_kernel
 def test_no_rows_with_masks_second_derivatives_and_recompute() -> None:
     for recompute in (False, True):
         layer = Bare(LSTM, bidirectional=True, recompute=recompute, backend="cpu")
@@ -107,7 +111,7 @@ def test_no_rows_with_masks_second_derivatives_and_recompute() -> None:
 
 
 @pytest.mark.parametrize("spec", [GRU, LSTM], ids=label)
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", [CPU, "reference"])
 def test_states_of_every_layer_and_step(spec: CellSpec, backend: str) -> None:
     layer = Bare(spec, num_layers=2, bidirectional=True).double()
     x, lengths = torch.randn(T, B, I, dtype=DOUBLE), torch.tensor([6, 2, 4])
@@ -123,7 +127,7 @@ def test_states_of_every_layer_and_step(spec: CellSpec, backend: str) -> None:
                 assert_same([final[2 * k], final[2 * k + 1]], [forward, state[0, :, 1]])
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", [CPU, "reference"])
 def test_dropout_draws_as_torch_does(backend: str) -> None:
     layer = Bare(LSTM, num_layers=3, bidirectional=True, dropout=0.4, backend=backend).double()
     x, found = torch.randn(T, B, I, dtype=DOUBLE, requires_grad=True), []
@@ -154,7 +158,7 @@ def test_recompute_on_the_reference_keeps_nothing_of_a_step() -> None:
     assert_same(*found)
 
 
-@pytest.mark.parametrize("backend", ["auto", "cpu", "aten", "reference"])
+@pytest.mark.parametrize("backend", ["auto", CPU, "aten", "reference"])
 def test_autocast_is_a_cast_of_everything_but_double(cell: CellSpec, backend: str) -> None:
     layer, x = Bare(cell, num_layers=2, backend=backend), torch.randn(T, B, I, requires_grad=True)
     hx, low = initial(layer), torch.bfloat16
@@ -248,6 +252,7 @@ def test_public_functions_check_what_is_their_own() -> None:
         functional.lstm(X, None, weights, bias=False, proj_size=2)
 
 
+@needs_kernel
 def test_the_same_call_gives_the_same_bits() -> None:
     for spec in (GRU, LSTM, RNN_TANH):
         layer = Bare(spec, 64, 96, bidirectional=True, backend="cpu")

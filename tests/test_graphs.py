@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from bare import B, Bare, H, I, T, initial, label, scan_arguments
+from pairs import needs_kernel
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -18,7 +19,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from fusedrnn import autograd, backends, ops
 from fusedrnn.spec import GRU, LSTM, RNN_TANH, CellSpec
 
-pytestmark = pytest.mark.usefixtures("fresh_graphs")
+pytestmark = [pytest.mark.usefixtures("fresh_graphs"), needs_kernel]
 SHAPES = ((6, 3), (9, 4), (17, 2), (30, 8), (5, 16))
 
 

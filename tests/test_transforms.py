@@ -9,6 +9,7 @@ import pytest
 import torch
 from bare import B, Bare, Count, H, I, T, initial, label
 from close import assert_same
+from pairs import needs_kernel
 from torch import Tensor
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from fusedrnn import ops
 from fusedrnn.spec import GRU, LSTM, RNN_TANH, CellSpec
 
+pytestmark = needs_kernel
 DOUBLE = torch.double
 MEMBERS = 3
 LENGTHS = torch.tensor([[6, 2, 0], [1, 2, 3], [4, 5, 6]])

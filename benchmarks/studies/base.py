@@ -103,8 +103,10 @@ def remarks(rows: Sequence[Row], study: str) -> list[Text | Table | Figure]:
     """What a study noted, skipped and failed at, as blocks of the report."""
     blocks: list[Text | Table | Figure] = [Text(row.note) for row in select(rows, study=study, metric="note")]
     for metric, title in (("skipped", "Did not fit into the budget"), ("failed", "Failed")):
-        found = select(rows, study=study, metric=metric)
-        if found:
-            lines = [[row.case, row.provider or "all", row.mode or "all", row.note] for row in found]
-            blocks.append(Table(("case", "provider", "mode", "why"), lines, f"{title}."))
+        cases: dict[tuple[str, str, str], list[str]] = {}
+        for row in select(rows, study=study, metric=metric):
+            cases.setdefault((row.note, row.provider or "all", row.mode or "all"), []).append(row.case)
+        if cases:
+            lines = [("; ".join(names), provider, mode, why) for (why, provider, mode), names in cases.items()]
+            blocks.append(Table(("cases", "provider", "mode", "why"), lines, f"{title}."))
     return blocks

@@ -16,6 +16,8 @@ FAR, NEAR = (6, 8, 12), (0, 1)  # words between: beyond, and well within, the wi
 SAME_LOSS = 1e-3  # the losses of the first ten steps agree to this share
 TELLS = 0.9  # accuracy from which a model is said to tell the cases apart
 SEEDS_FOR_INTERVAL = 3
+EPOCHS_TO_JUDGE = 5  # an accuracy after fewer decides nothing
+ENDED = "ended early: nothing left to learn"  # unless the run says so
 PROVIDERS = (("fusedrnn", "fused"), ("nn", "torch's"))
 
 
@@ -56,6 +58,11 @@ def finals(rows: Sequence[Row], case: str, provider: str) -> list[Row]:
     return [last[seed] for seed in sorted(last)]
 
 
+def learned(finals_: Sequence[Row]) -> bool:
+    """Whether every seed was trained long enough for its accuracy to decide anything."""
+    return bool(finals_) and all(row.epoch >= EPOCHS_TO_JUDGE or row.note == ENDED for row in finals_)
+
+
 def half_width(finals_: Sequence[Row]) -> tuple[float, str]:
     """Half of the 95 % interval of an accuracy: over seeds where there are three, else of the test set alone."""
     values = [row.p50 for row in finals_]
@@ -83,6 +90,8 @@ def more_accurate(rows: Sequence[Row], better: tuple[str, str], than: tuple[str,
         return Finding(UNDECIDED, f"no accuracy of {names}")
     mean, half = difference(first, second)
     verdict = CONFIRMED if mean > half else REFUTED if mean < -half else UNDECIDED
+    if not (learned(first) and learned(second)):
+        verdict, names = UNDECIDED, f"{names}, fewer than {EPOCHS_TO_JUDGE} epochs"
     ends = " / ".join(f"{100 * sum(row.p50 for row in side) / len(side):.1f} %" for side in (first, second))
     return Finding(verdict, f"accuracy {ends}, {100 * mean:+.1f} ± {100 * half:.1f} points", f"accuracy, {names}")
 
@@ -124,7 +133,7 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
 
 
 def _trains_alike(rows: Sequence[Row]) -> Verdict:
-    """Alike: the losses of the first steps agree. Later, rounding alone parts two runs, of torch too; that gap is told."""
+    """Alike: the losses of the first steps agree. Later, rounding alone parts even two runs of torch; the gap is told."""
     claim = "A recurrent model trains faster on fused layers than on torch's, and alike."
     findings = []
     for case in dict.fromkeys(row.case for row in select(rows, metric="accuracy", provider="nn")):
@@ -245,8 +254,8 @@ def _claim3_directions(rows: Sequence[Row]) -> Verdict:
     ends = {
         cell: finals(rows, f"series/{cell}", own(rows, f"series/{cell}")) for cell in ("LSTM", "BiLSTM", "GRU", "BiGRU")
     }
-    if not all(ends.values()):
-        return judge(claim, [Finding(UNDECIDED, "not all four were trained")])
+    if not all(map(learned, ends.values())):
+        return judge(claim, [Finding(UNDECIDED, f"not all four were trained for {EPOCHS_TO_JUDGE} epochs")])
     directions = [difference(ends[f"Bi{cell}"], ends[cell]) for cell in ("LSTM", "GRU")]
     cells = [difference(ends[f"{way}LSTM"], ends[f"{way}GRU"]) for way in ("", "Bi")]
     gain, choice = (max(abs(mean) for mean, _ in pairs) for pairs in (directions, cells))
@@ -269,6 +278,9 @@ def _claim11(rows: Sequence[Row]) -> Verdict:
     findings = []
     for model in ("RNN", "BiRNN"):
         case = f"grammar/{model}"
+        if not learned(finals(rows, case, own(rows, case))):
+            findings.append(Finding(UNDECIDED, f"{model}: not trained for {EPOCHS_TO_JUDGE} epochs"))
+            continue
         near, far = (_pooled(rows, case, own(rows, case), gaps) for gaps in (NEAR, FAR))
         windows = [_pooled(rows, f"grammar/{name}", "conv", FAR) for name in ("CNN2", "TextCNN")]
         if near is None or far is None or None in windows:

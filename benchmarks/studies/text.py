@@ -22,9 +22,9 @@ from .. import data
 from ..models import RECURRENT, TEXT_MODELS, SeriesClassifier, Table, encoder_parameters, products, serial_steps
 from ..providers import FUSED, NN, fused_module
 from ..record import Row, measured, remark
-from ..training import EARLY_STEPS, STOP_AT, Epoch, Example, Run, compete, seconds_a_step
+from ..training import EARLY_STEPS, Epoch, Example, Run, compete, seconds_a_step
 from .base import Budget, Context
-from .claims import verdicts
+from .claims import ENDED, verdicts
 from .text_report import section
 
 __all__ = ["run", "section", "verdicts"]
@@ -47,8 +47,8 @@ class Plan:
 
 
 PLANS = {
-    "grammar": Plan(64, 1e-3, {"quick": 1, "default": 10, "full": 15}, 8000, all_seeds=False),
-    "phrases": Plan(64, 1e-3, {"quick": 1, "default": 4, "full": 10}, 6400, all_seeds=True),
+    "grammar": Plan(64, 1e-3, {"quick": 1, "default": 10, "full": 15}, 4000, all_seeds=False),
+    "phrases": Plan(64, 1e-3, {"quick": 1, "default": 5, "full": 10}, 6400, all_seeds=True),
     "series": Plan(32, 0.01, {"quick": 1, "default": 10, "full": 10}, 1600, all_seeds=False, plateau=True),
 }
 SERIES_HIDDEN = 128
@@ -268,7 +268,7 @@ def _record(ctx: Context, corpus: str, plan: Plan, run: Run, epoch: Epoch) -> No
         "threads": torch.get_num_threads(),
     }
     case = f"{corpus}/{run.name}"
-    ended = f"ends here: nothing left to learn above {STOP_AT}" if run.finished else ""
+    ended = ENDED if run.finished else ""
     if epoch.number == 1:
         ctx.recorder.add(Row(STUDY, case, "early_loss", "nats", epoch.early_loss, n=EARLY_STEPS, **where))
     ctx.recorder.add(
