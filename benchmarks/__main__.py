@@ -74,6 +74,9 @@ def parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="the reference loop too (default: where it takes less than a second)",
     )
+    own.add_argument(
+        "--peak", action=argparse.BooleanOptionalAction, default=True, help="peak memory, in processes of its own"
+    )
     own.add_argument("--budget", type=float, default=13.0, metavar="S", help="seconds of measuring")
 
     aims = commands.add_parser("figures", help="the ratios to reach, row by row; takes up a run that was cut off")
@@ -175,7 +178,7 @@ def run_compare(options: argparse.Namespace) -> int:
         options.dtype,
         options.ragged,
     )
-    print(compare.run(case, budget_s=options.budget, reference=options.reference))
+    print(compare.run(case, budget_s=options.budget, reference=options.reference, peak=options.peak))
     return 0
 
 

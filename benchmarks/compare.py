@@ -17,7 +17,7 @@ REFERENCE_SECONDS = 1.0
 """The reference loop takes part where one training step of it is estimated below this."""
 
 
-def run(case: Case, *, budget_s: float, reference: bool | None = None) -> str:
+def run(case: Case, *, budget_s: float, reference: bool | None = None, peak: bool = True) -> str:
     """Gates, measures, and lays out the table; a provider that fails its gate gets its reason instead of a time."""
     progress = Progress(budget_s)
     start = time.monotonic()
@@ -38,7 +38,7 @@ def run(case: Case, *, budget_s: float, reference: bool | None = None) -> str:
         )
     kept = {name: kept_bytes(call) for name, call in calls.items()}
     progress.show("peak memory")
-    peak = peak_bytes(providers, case)
+    peaks = peak_bytes([p for p in providers if p is not REFERENCE], case) if peak else {}
     progress.close()
     lines = [("provider", "infer, ms", "nn / it", "train, ms", "nn / it", "kept, MiB", "peak, MiB")]
     for name in calls:
@@ -49,7 +49,7 @@ def run(case: Case, *, budget_s: float, reference: bool | None = None) -> str:
                 f"{1e3 * quartiles(samples[mode][name])[1]:.3f}",
                 "1" if name == NN.name else f"{p50:.2f} ({p25:.2f}-{p75:.2f})",
             ]
-        lines.append((*cells, f"{kept[name] / 2**20:.2f}", _mib(peak[name])))
+        lines.append((*cells, f"{kept[name] / 2**20:.2f}", _mib(peaks.get(name))))
     if case.dtype == "fp32":
         floor = [f"{1e3 * case.floor_s(mode, flops_per_s, bytes_per_s):.3f}" for mode in MODES]
         lines.append(("floor", floor[0], "", floor[1], "", "", ""))
@@ -69,8 +69,8 @@ def _wants_reference(case: Case, wanted: bool | None) -> bool:
     return estimate < REFERENCE_SECONDS if wanted is None else wanted
 
 
-def _mib(peak: int | str) -> str:
-    return f"{peak / 2**20:.1f}" if isinstance(peak, int) else "unknown"
+def _mib(peak: int | str | None) -> str:
+    return f"{peak / 2**20:.1f}" if isinstance(peak, int) else "-"
 
 
 def _aligned(lines: list[tuple[str, ...]]) -> str:

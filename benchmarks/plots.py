@@ -6,6 +6,7 @@ matplotlib is optional (extra "study"); without it `drawn` gives None and the re
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,7 +29,15 @@ LABELS = {
     "floor": "floor",
     "reference": "reference loop",
 }
-DASHES = {"RNN": "-", "BiRNN": "--", "CNN2": "-", "TextCNN": "--"}
+DASHES = {
+    "BiRNN": "--",
+    "TextCNN": "--",
+    "GRU": "--",
+    "BiLSTM": "-.",
+    "BiGRU": ":",
+    "BiLSTM-last": "-.",
+    "BiGRU-last": ":",
+}
 INK = "#010203"  # stands for the page's own text colour until the SVG is written
 STYLE = {
     "svg.fonttype": "none",
@@ -53,6 +62,7 @@ STYLE = {
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
 }
+Label = tuple[float, float, str, str]  # x, y, provider, text
 Draw = Callable[[Any, Sequence[Row]], Any]
 
 
@@ -158,38 +168,35 @@ def kept_bytes(figure: Any, rows: Sequence[Row]) -> None:
 
 
 def learning(figure: Any, rows: Sequence[Row]) -> None:
-    """Held-out accuracy after each epoch, a line for each model (fused where there are two), seeds as a band."""
+    """Held-out accuracy after each epoch, a line for each model, further seeds pale; the best possible where known."""
     figure.set_size_inches(9.2, 3.6)
-    left, right = figure.subplots(1, 2)
-    shown = [row for row in rows if row.metric == "accuracy"]
-    fused = {row.case for row in shown if row.provider == "fusedrnn"}
-    for case, provider in dict.fromkeys((row.case, row.provider) for row in shown):
-        if provider == "nn" and case in fused:
-            continue
-        own = [row for row in shown if (row.case, row.provider) == (case, provider)]
-        seconds = {
-            (row.seed, row.epoch): row.p50
-            for row in rows
-            if row.metric == "epoch_time" and (row.case, row.provider) == (case, provider)
-        }
+    left, right = figure.subplots(1, 2, sharey=True)
+    labels: dict[int, list[Label]] = {0: [], 1: []}
+    for case, provider in _runs(rows, "accuracy"):
+        own = [row for row in rows if (row.case, row.provider) == (case, provider)]
+        seconds = {(row.seed, row.epoch): row.p50 for row in own if row.metric == "epoch_time"}
         model = case.rpartition("/")[2]
-        for seed in sorted({row.seed for row in own}):
-            line = sorted((row.epoch, row.p50) for row in own if row.seed == seed)
-            spent, times = 0.0, []
-            for epoch, _ in line:
-                spent += seconds.get((seed, epoch), 0.0)
-                times.append(spent)
+        for seed in sorted({row.seed for row in own if row.metric == "accuracy"}):
+            line = sorted((row.epoch, row.p50) for row in own if row.metric == "accuracy" and row.seed == seed)
+            times = list(itertools.accumulate(seconds.get((seed, epoch), 0.0) for epoch, _ in line))
             style = {"color": COLOURS[provider], "linestyle": DASHES.get(model, "-"), "alpha": 1 if seed == 0 else 0.3}
             left.plot([epoch for epoch, _ in line], [value for _, value in line], **style)
             right.plot(times, [value for _, value in line], **style)
             if seed == 0:
-                for axis, x in ((left, line[-1][0]), (right, times[-1])):
-                    _label(axis, x, line[-1][1], provider, model)
+                labels[0].append((line[-1][0], line[-1][1], provider, model))
+                labels[1].append((times[-1], line[-1][1], provider, model))
+    for row in rows:
+        if row.metric == "bayes_accuracy":
+            for axis in (left, right):
+                axis.axhline(row.p50, color=COLOURS["floor"], linewidth=0.8)
+            left.annotate("best possible", (1, row.p50), (0, 3), textcoords="offset points", fontsize=8)
     left.set_ylabel("held-out accuracy")
     left.set_xlabel("epoch")
+    left.xaxis.get_major_locator().set_params(integer=True)
     right.set_xlabel("seconds of training")
-    for axis in (left, right):
-        axis.margins(x=0.18)
+    for axis, own_labels in zip((left, right), labels.values(), strict=True):
+        axis.margins(x=0.2)
+        _spread(axis, own_labels)
 
 
 def epoch_seconds(figure: Any, rows: Sequence[Row]) -> None:
@@ -218,22 +225,43 @@ def cue_distance(figure: Any, rows: Sequence[Row]) -> None:
     """Held-out accuracy against the number of words between the cue and what it governs."""
     figure.set_size_inches(9.2, 3.6)
     axis = figure.subplots()
-    shown = [row for row in rows if row.metric == "accuracy_at_gap"]
-    for case, provider in dict.fromkeys((row.case, row.provider) for row in shown):
+    labels: list[Label] = []
+    for case, provider in _runs(rows, "accuracy_at_gap"):
         points: dict[int, list[float]] = {}
-        for row in shown:
-            if (row.case, row.provider) == (case, provider):
+        for row in rows:
+            if (row.case, row.provider, row.metric) == (case, provider, "accuracy_at_gap"):
                 points.setdefault(row.T, []).append(row.p50)
         gaps = sorted(points)
         means = [sum(points[gap]) / len(points[gap]) for gap in gaps]
         model = case.rpartition("/")[2]
         axis.plot(gaps, means, "o", linestyle=DASHES.get(model, "-"), color=COLOURS[provider], markersize=3.5)
-        _label(axis, gaps[-1], means[-1], provider, model)
+        labels.append((gaps[-1], means[-1], provider, model))
+    _spread(axis, labels)
     axis.axvline(4, color=COLOURS["floor"], linewidth=0.8)
     axis.annotate(" widest window: 5 words", (4, axis.get_ylim()[0]), fontsize=8, va="bottom")
     axis.set_xlabel("words between cue and target")
     axis.set_ylabel("held-out accuracy")
     axis.margins(x=0.1)
+
+
+def _runs(rows: Sequence[Row], metric: str) -> list[tuple[str, str]]:
+    """Models with their provider; torch's twin of a fused model, which lies on the same line, is left out."""
+    runs = dict.fromkeys((row.case, row.provider) for row in rows if row.metric == metric)
+    return [(case, provider) for case, provider in runs if provider != "nn" or (case, "fusedrnn") not in runs]
+
+
+def _spread(axis: Any, labels: Sequence[Label]) -> None:
+    """Labels at line ends, from the top, moved down until none covers another."""
+    (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
+    width, height = 0.15 * (right - left), 0.05 * (high - low)
+    placed: list[tuple[float, float]] = []
+    for x, end, provider, text in sorted(labels, key=lambda label: -label[1]):
+        y = end
+        for other_x, other_y in placed:
+            if abs(other_x - x) < width and abs(other_y - y) < height:
+                y = other_y - height
+        placed.append((x, y))
+        _label(axis, x, y, provider, text)
 
 
 def _band(axis: Any, points: list[tuple[int, Row]], provider: str, label: str) -> None:

@@ -29,6 +29,15 @@ def fresh_graphs() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For thousands of tiny calls, which threads only slow down, beside a busy process a hundredfold."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(params=spec.CELLS, ids=lambda cell: cell.name)
 def cell(request: pytest.FixtureRequest) -> spec.CellSpec:
     """Each cell."""

@@ -72,6 +72,7 @@ def test_gradients_equal_autograd_through_the_reference(spec: CellSpec, how: dic
     ],
     ids=label,
 )
+@pytest.mark.usefixtures("one_thread")
 def test_gradcheck_of_every_order_and_mode(spec: CellSpec, how: dict[str, Any]) -> None:
     """Reverse, reverse over reverse, forward mode and is_grads_batched, with respect to x, states and weights."""
     layer = Bare(spec, 2, 2, **how, backend="cpu").double()
@@ -88,6 +89,7 @@ def test_gradcheck_of_every_order_and_mode(spec: CellSpec, how: dict[str, Any]) 
     assert gradgradcheck(f, args)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_gradgradcheck_without_masks_and_states() -> None:
     layer = Bare(GRU, 2, 2, backend="cpu").double()
     assert gradgradcheck(layer, (torch.randn(3, 2, 2, dtype=DOUBLE, requires_grad=True),))

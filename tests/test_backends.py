@@ -188,6 +188,7 @@ def test_use_backend_reaches_layers() -> None:
             layer(x, torch.tensor([1, 2, 3]))
 
 
+@needs_kernel
 def test_explain() -> None:
     layer, x = nn.LSTM(I, H, proj_size=2, num_layers=2, batch_first=True), torch.randn(B, T, I)
     told = backends.explain(layer, x, lengths=torch.tensor([1, 2, 3]))

@@ -133,7 +133,7 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
 
 
 def _trains_alike(rows: Sequence[Row]) -> Verdict:
-    """Alike: the losses of the first steps agree. Later, rounding alone parts even two runs of torch; the gap is told."""
+    """Alike: the losses of the first steps agree. Later, rounding alone parts even two runs of torch: that is told."""
     claim = "A recurrent model trains faster on fused layers than on torch's, and alike."
     findings = []
     for case in dict.fromkeys(row.case for row in select(rows, metric="accuracy", provider="nn")):

@@ -52,7 +52,7 @@ def run(ctx: Context) -> None:
     gating = ctx.budget.share(0.35)
     ready = []
     for case in grid:
-        if gating.left <= 0:
+        if ready and gating.left <= 0:
             ctx.skip(STUDY, case.name, "the budget of this study was spent")
             continue
         ctx.progress.show(f"gate {case.name}")
@@ -61,7 +61,7 @@ def run(ctx: Context) -> None:
             ctx.recorder.add(remark(STUDY, "failed", reason, case, provider=FUSED.name, threads=threads))
         ready.append((case, [NN] if reason else list(PROVIDERS)))
     for index, (case, providers) in enumerate(ready):
-        if ctx.budget.left <= 0:
+        if index and ctx.budget.left <= 0:
             ctx.skip(STUDY, case.name, "the budget of this study was spent")
             continue
         _case(ctx, case, providers, ctx.budget.left / (len(ready) - index), threads)

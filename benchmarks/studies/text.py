@@ -52,6 +52,7 @@ PLANS = {
     "series": Plan(32, 0.01, {"quick": 1, "default": 10, "full": 10}, 1600, all_seeds=False, plateau=True),
 }
 SERIES_HIDDEN = 128
+SERIES_TRAIN = 800  # a class
 TEST_PHRASES = {"quick": 500, "default": 4000, "full": 1 << 30}
 SERIES_TEST = 2000  # a class; fresh draws: a fifth of the 2,000 series would leave an interval of over a point
 
@@ -184,7 +185,7 @@ def _series(ctx: Context, budget: Budget, fused: bool) -> None:
         if directions == 2:
             jobs.append(Job(f"{name}-last", ours, partial(SeriesClassifier, cell, 2, SERIES_HIDDEN, "last", ours)))
         _arithmetic(ctx, f"series/{name}", build(NN.name), data.SERIES_T, 1)
-    x, labels = data.series(800, seed=0)
+    x, labels = data.series(SERIES_TRAIN, seed=0)
     test_x, test_labels = data.series(SERIES_TEST, seed=1)
     test: list[Example] = [((test_x[i : i + 256],), test_labels[i : i + 256]) for i in range(0, len(test_x), 256)]
 

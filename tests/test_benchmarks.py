@@ -1,0 +1,218 @@
+"""The laboratory's instruments: cases, gate, clock, records, budgets; with planted faults."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from benchmarks import cases, measure, peak, record
+from benchmarks.cases import Case
+from benchmarks.providers import FUSED, NN, REFERENCE, Call, Provider, inputs, twin
+from benchmarks.record import Recorder, RecordError, Row, measured, read_rows, remark
+from benchmarks.studies import text
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = Case("gru", 6, 3, 4, 5)
+
+
+@pytest.mark.parametrize("effort", ["quick", "default", "full"])
+def test_grids_hold_every_cell_once_a_case(effort):
+    grid = cases.kernel_grid(effort)
+    assert len(grid) == len(set(grid)) == len({case.name for case in grid})
+    assert {case.cell for case in grid} == set(cases.CELLS)
+    assert any(case.ragged for case in grid)
+    assert any(case.D == 2 for case in grid)
+
+
+@pytest.mark.parametrize("wrong", [{"cell": "elman"}, {"T": 0}, {"D": 3}, {"dtype": "fp8"}])
+def test_impossible_cases_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"unknown|sizes"):
+        dataclasses.replace(SMALL, **wrong)
+
+
+@pytest.mark.parametrize("case", [SMALL, Case("lstm", 6, 3, 4, 5, L=2, D=2), Case("rnn", 1, 1, 1, 1, D=2)])
+def test_flops_count_the_weights_of_the_layer(case):
+    weights = sum(p.numel() for name, p in twin(case).named_parameters() if name.startswith("weight"))
+    assert case.weights == weights
+    assert case.flop("infer") == 2 * case.T * case.B * weights
+    assert case.flop("train") == 3 * case.flop("infer")
+
+
+def test_targets_by_shape_thread_count_and_instruction_set():
+    case = Case("lstm", 200, 8, 512, 1024)
+    assert cases.target(case, 1, "train", "avx512") == 2.1
+    assert cases.target(case, 2, "infer", "AVX2") == 1.45
+    assert cases.target(case, 1, "train", "generic") is None
+    assert cases.target(SMALL, 1, "train", "avx2") is None
+
+
+def _spoiled(factor: float, what: str) -> Provider:
+    class Spoiled(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            y, h = self.layer(x)
+            return (y * factor if what == "output" else y + factor * (y.detach() - y)), h
+
+        def named_parameters(self, *args, **kwargs):
+            return self.layer.named_parameters(*args, **kwargs)
+
+    return Provider("spoiled", lambda case, source: Spoiled(source), lambda layer, x, lengths: layer(x))
+
+
+@pytest.mark.parametrize(
+    ("provider", "names"), [(_spoiled(1 + 1e-4, "output"), "y"), (_spoiled(1e-4, "gradient"), "dx")]
+)
+def test_the_gate_refuses_a_wrong_provider(provider, names):
+    assert measure.gate(provider, SMALL).startswith(f"{names}: ")
+
+
+def test_the_gate_passes_torch_and_the_reference():
+    for case in (
+        SMALL,
+        Case("lstm", 7, 3, 4, 5, ragged=True),
+        Case("rnn", 6, 2, 3, 4, L=2, D=2),
+        Case("gru", 5, 2, 3, 4, dtype="fp64"),
+    ):
+        assert measure.gate(NN, case) is None
+        assert measure.gate(REFERENCE, case) is None
+
+
+@pytest.mark.parametrize("case", [SMALL, Case("lstm", 7, 3, 4, 5, ragged=True), Case("rnn", 6, 2, 3, 4, D=2)])
+def test_the_gate_passes_the_fused_layers(case):
+    assert measure.gate(FUSED, case) is None
+
+
+def test_the_gate_tells_what_a_provider_raises():
+    def build(case, source):
+        raise RuntimeError("no such kernel")
+
+    assert measure.gate(Provider("absent", build, NN.forward), SMALL) == "RuntimeError: no such kernel"
+
+
+def test_a_planted_sleep_shows_up():
+    samples = measure.alternate({"fast": lambda: None, "slow": lambda: time.sleep(2e-3)}, 0.05)
+    assert len(samples["fast"]) == len(samples["slow"]) >= 5
+    assert measure.quartiles(measure.ratios(samples["slow"], samples["fast"]))[0] > 10
+
+
+def test_kept_bytes_count_what_the_graph_holds():
+    case = Case("rnn", 50, 4, 8, 16)
+    y_bytes = case.output_bytes
+    call = Call(NN, twin(case), inputs(case))
+    assert y_bytes / 2 < measure.kept_bytes(call) < 20 * y_bytes
+    call.layer.requires_grad_(False)
+    call.x_grad.requires_grad_(False)
+    assert measure.kept_bytes(call) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+def test_peak_bytes_see_the_output_of_a_large_call():
+    case = Case("rnn", 2000, 32, 8, 64)
+    found = peak.peak_bytes([NN], case)["nn"]
+    assert case.output_bytes < found < 20 * case.output_bytes
+
+
+def test_intervals_and_quartiles():
+    assert measure.quartiles([3.0]) == (3.0, 3.0, 3.0)
+    assert measure.quartiles([1, 2, 3, 4, 5]) == (2, 3, 4)
+    low, high = measure.interval95([1.0, 2.0, 3.0])
+    assert (low, high) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5))
+
+
+def _rows() -> list[Row]:
+    return [
+        measured("kernels", "time", "ms", [1.0, 2.0, 4.0], SMALL, provider="nn", mode="train", threads=2),
+        remark("kernels", "failed", 'says "no",\nand why', SMALL, provider="fusedrnn"),
+    ]
+
+
+def test_rows_come_back_as_they_were(tmp_path):
+    with Recorder(tmp_path / "rows.csv") as recorder:
+        recorder.add(*_rows())
+        assert read_rows(tmp_path / "rows.csv") == recorder.rows
+    first, second = recorder.rows
+    assert (first.p25, first.p50, first.p75, first.n, first.T, first.cell) == (1.5, 2.0, 3.0, 3, 6, "gru")
+    assert second.note == 'says "no", and why'
+    assert (first.cpu, first.isa) == (record.cpu_name(), record.isa())
+
+
+def test_a_killed_run_is_taken_up_behind_its_last_whole_row(tmp_path):
+    path = tmp_path / "rows.csv"
+    with Recorder(path) as recorder:
+        recorder.add(_rows()[0])
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'kernels,"gru T6')
+    with Recorder(path, resume=True) as recorder:
+        assert len(recorder.rows) == 1
+        recorder.add(_rows()[1])
+    assert path.read_bytes().startswith(whole)
+    assert len(read_rows(path)) == 2
+
+
+def test_a_full_disk_leaves_whole_rows(tmp_path, monkeypatch):
+    path = tmp_path / "rows.csv"
+    with Recorder(path) as recorder:
+        recorder.add(_rows()[0])
+        before, write = path.read_bytes(), os.pwrite
+        monkeypatch.setattr(os, "pwrite", lambda file, text, at: write(file, text[:10], at))
+        with pytest.raises(RecordError, match="No space left on device; the rows before are kept"):
+            recorder.add(_rows()[1])
+    assert path.read_bytes() == before
+
+
+def test_report_files_are_whole_or_absent(tmp_path, monkeypatch):
+    path = tmp_path / "report.md"
+    record.write_whole(path, "old")
+
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(RecordError, match="No space left"):
+        record.write_whole(path, "new")
+    assert path.read_bytes() == b"old"
+    assert [child.name for child in tmp_path.iterdir()] == ["report.md"]
+
+
+def test_foreign_tables_are_refused(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(RecordError, match="expected the columns study,case"):
+        read_rows(path)
+
+
+def test_the_environment_names_the_machine_and_no_path():
+    facts = record.environment()
+    assert {
+        "cpu",
+        "isa",
+        "cores",
+        "threads",
+        "torch",
+        "python",
+        "fusedrnn",
+        "git_sha",
+        "git_dirty",
+        "date",
+    } <= facts.keys()
+    assert str(ROOT) not in record.environment_json()
+
+
+def test_the_training_set_shrinks_to_the_budget():
+    plan = text.PLANS["phrases"]
+    costs = text.Costs(all_jobs=0.05, own_jobs=0.03, tests=20)
+    wide, tight, none = (text.fit(costs, plan, "default", 140_000, seconds) for seconds in (1e6, 160, 0))
+    assert wide == 140_000
+    assert plan.least < tight < 140_000
+    assert none == plan.least
+    steps = 5 * (tight / plan.batch + 20)
+    assert 1.1 * steps * (0.05 + 2 * 0.03) == pytest.approx(160, rel=0.01)

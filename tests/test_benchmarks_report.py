@@ -1,0 +1,315 @@
+"""Verdicts from made-up rows, the report, and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import cases, data, figures, plots, record, report
+from benchmarks.cases import Case
+from benchmarks.record import Row, measured, read_rows, remark
+from benchmarks.studies import STUDIES, base, claims, kernels, text
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = Case("gru", 6, 3, 4, 5)
+
+
+def _rows() -> list[Row]:
+    return [
+        measured("kernels", "time", "ms", [1.0, 2.0, 4.0], SMALL, provider="nn", mode="train", threads=2),
+        remark("kernels", "failed", 'says "no",\nand why', SMALL, provider="fusedrnn"),
+    ]
+
+
+def _phrases(tmp_path: Path, *lines: str, header: str = "PhraseId\tSentenceId\tPhrase\tSentiment") -> Path:
+    path = tmp_path / "train.tsv"
+    path.write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+    return path
+
+
+def _epochs(case: str, provider: str, seconds: float, accuracy: float, *, epochs: int = 6, seeds: int = 3) -> list[Row]:
+    rows = []
+    for seed in range(seeds):
+        for epoch in range(1, epochs + 1):
+            where = {"provider": provider, "seed": seed, "epoch": epoch}
+            rows.append(Row("text", case, "epoch_time", "s", seconds * (1 + 0.01 * epoch), n=100, **where))
+            rows.append(Row("text", case, "accuracy", "", accuracy - 0.1 / epoch + 0.001 * seed, n=4000, **where))
+            rows.append(Row("text", case, "early_loss", "", 1.0, n=10, **where))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("fused_s", "nn_s", "accuracy", "epochs", "verdict"),
+    [
+        (0.5, 0.7, 0.7, 6, base.CONFIRMED),
+        (1.5, 2.0, 0.5, 6, base.REFUTED),
+        (0.5, 2.0, 0.7, 6, base.DEPENDS),
+        (0.5, 0.7, 0.5, 6, base.DEPENDS),
+        (0.5, 0.7, 0.7, 1, base.UNDECIDED),
+    ],
+)
+def test_verdict_on_rnn_against_cnn(fused_s, nn_s, accuracy, epochs, verdict):
+    seeds = 1 if epochs == 1 else 3
+    rows = _epochs("phrases/RNN", "fusedrnn", fused_s, accuracy, epochs=epochs, seeds=seeds)
+    rows += _epochs("phrases/RNN", "nn", nn_s, accuracy, epochs=epochs, seeds=1)
+    rows += _epochs("phrases/CNN2", "conv", 1.0, 0.6, epochs=epochs, seeds=seeds)
+    found = next(v for v in claims.verdicts(rows) if v.claim.startswith("1."))
+    assert found.verdict == verdict, found
+
+
+def test_verdict_on_curves_sees_another_start():
+    rows = _epochs("phrases/RNN", "fusedrnn", 0.5, 0.6) + _epochs("phrases/RNN", "nn", 1.0, 0.6)
+    assert claims.verdicts(rows)[0].verdict == base.CONFIRMED
+    other = [
+        dataclasses.replace(row, p50=1.01) if (row.metric, row.provider) == ("early_loss", "nn") else row
+        for row in rows
+    ]
+    assert claims.verdicts(other)[0].verdict == base.REFUTED
+
+
+@pytest.mark.parametrize(
+    ("far", "near", "verdict"), [(0.95, 1.0, base.CONFIRMED), (0.4, 0.5, base.REFUTED), (0.95, 0.6, base.DEPENDS)]
+)
+def test_verdict_on_word_order(far, near, verdict):
+    rows = []
+    for model, provider in (("RNN", "fusedrnn"), ("BiRNN", "fusedrnn"), ("CNN2", "conv"), ("TextCNN", "conv")):
+        case = f"grammar/{model}"
+        rows += _epochs(case, provider, 1.0, 0.9)
+        for gap in data.GAPS:
+            accuracy = 0.6 if provider == "conv" else near if gap <= 1 else far
+            rows.append(Row("text", case, "accuracy_at_gap", "", accuracy, n=300, provider=provider, seed=0, T=gap))
+    found = next(v for v in claims.verdicts(rows) if v.claim.startswith("11."))
+    assert found.verdict == verdict, found
+
+
+@pytest.mark.parametrize(
+    ("ratios", "verdict"),
+    [
+        ([2.0, 3.0], base.CONFIRMED),
+        ([2.0, 0.6], base.DEPENDS),
+        ([0.6, 0.7], base.REFUTED),
+        ([], base.UNDECIDED),
+    ],
+)
+def test_verdict_on_kernels(ratios, verdict):
+    rows = [measured("kernels", "speedup", "", [r * 0.99, r, r * 1.01], SMALL, mode="train") for r in ratios]
+    assert kernels.verdicts(rows)[0].verdict == verdict
+
+
+def test_the_arithmetic_claim_is_computed():
+    rows = [Row("text", "phrases/RNN", "accuracy", "", 0.5, provider="nn", seed=0, epoch=1, n=10)]
+    for case, metric, value in (
+        ("RNN", "products_a_step", 22_784),
+        ("RNN", "parameters", 23_685),
+        ("CNN2", "products_a_step", 22_400),
+    ):
+        rows.append(Row("text", f"phrases/{case}", metric, "", float(value), I=50))
+    found = next(v for v in claims.verdicts(rows) if v.claim.startswith("12."))
+    assert found.verdict == base.DEPENDS
+    assert "quoted 44,800: refuted" in found.why
+
+
+def _fixture_rows() -> list[Row]:
+    rows = [measured("kernels", "peak", unit, [1e11], "machine") for unit in ("FLOP/s", "bytes/s")]
+    for case in cases.kernel_grid("quick"):
+        for mode in cases.MODES:
+            for provider, scale in (("nn", 2.0), ("fusedrnn", 1.0), ("floor", 0.5)):
+                samples = [scale, scale * 1.1, scale * 1.2]
+                rows.append(measured("kernels", "time", "ms", samples, case, provider=provider, mode=mode))
+            rows.append(measured("kernels", "speedup", "", [1.9, 2.0, 2.1], case, provider="fusedrnn", mode=mode))
+        for provider in ("nn", "fusedrnn"):
+            rows.append(measured("kernels", "bytes_kept", "bytes", [1e6], case, provider=provider, mode="train"))
+    rows.append(remark("kernels", "skipped", "the budget of this study was spent", SMALL))
+    for model, provider in (
+        ("RNN", "fusedrnn"),
+        ("RNN", "nn"),
+        ("CNN2", "conv"),
+        ("TextCNN", "conv"),
+        ("BiRNN", "fusedrnn"),
+    ):
+        rows += _epochs(f"grammar/{model}", provider, 1.0, 0.7)
+        rows += [
+            Row("text", f"grammar/{model}", "accuracy_at_gap", "", 0.7, n=9, provider=provider, T=gap) for gap in (0, 6)
+        ]
+    return rows
+
+
+def test_the_report_puts_verdicts_first_and_needs_nothing_from_outside(tmp_path):
+    page = report.write(tmp_path, _fixture_rows(), record.environment())
+    markdown, html = page.with_suffix(".md").read_text(), page.read_text()
+    assert markdown.index("## Verdicts") < markdown.index("## Kernels") < markdown.index("## Text")
+    assert "**confirmed**" in markdown
+    assert "Did not fit into the budget" in markdown
+    assert html.count('class="confirmed"') >= 1
+    outside = html.replace("http://www.w3.org/", "")  # names of XML, never fetched
+    assert not [mark for mark in ("http://", "https://", "src=", "@import") if mark in outside]
+    if plots.available():
+        drawn = {path.stem for path in (tmp_path / "figures").iterdir()}
+        assert {
+            "kernels-scaling",
+            "kernels-speedup",
+            "kernels-memory",
+            "text-grammar-learning",
+            "text-grammar-distance",
+        } <= drawn
+        assert html.count("<svg") == len(drawn)
+
+
+def test_without_matplotlib_the_report_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "available", lambda: False)
+    page = report.write(tmp_path, _fixture_rows(), record.environment())
+    assert report.NO_FIGURES in page.with_suffix(".md").read_text()
+    assert "<svg" not in page.read_text()
+
+
+def test_every_study_writes_a_section_from_an_empty_record():
+    for study in STUDIES.values():
+        assert study.section([]).title
+        assert all(verdict.verdict == base.UNDECIDED for verdict in study.verdicts([]))
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Studies that end at once: one case, a handful of sentences."""
+    monkeypatch.setattr(kernels, "kernel_grid", lambda effort: [SMALL])
+    monkeypatch.setattr(
+        data, "grammar_corpus", lambda: data.Corpus("grammar", 2, data.grammar(256, 0), data.grammar(64, 1))
+    )
+    monkeypatch.setattr(text, "SERIES_TEST", 32)
+    monkeypatch.setattr(text, "SERIES_TRAIN", 32)
+    monkeypatch.setattr(data, "bayes_accuracy", lambda: 0.98)
+    monkeypatch.setattr(plots, "available", lambda: False)
+
+
+@pytest.mark.slow
+def test_study_quick(tmp_path, capsys, tiny):
+    assert command.main(["study", "--quick", "--budget", "1", "--out", str(tmp_path)]) == 0
+    rows = read_rows(tmp_path / "rows.csv")
+    assert {row.study for row in rows} == {"kernels", "text"}
+    assert not [row for row in rows if row.metric == "failed"]
+    assert {"speedup", "bytes_kept", "epoch_time", "accuracy", "accuracy_at_gap"} <= {row.metric for row in rows}
+    assert "## Verdicts" in (tmp_path / "report.md").read_text()
+    assert command.main(["report", str(tmp_path)]) == 0
+
+
+def test_study_on_phrases(tmp_path, tiny):
+    rng = random.Random(0)
+    lines = [
+        f"{i}\t{i // 5}\t{' '.join(rng.choices(['good', 'bad', 'film', 'not'], k=i % 9))}\t{i % 5}" for i in range(300)
+    ]
+    vectors = tmp_path / "vectors.txt"
+    vectors.write_text("good 0.1 0.2 0.3\nbad -0.1 0.2 0.3\n")
+    files = ["--data", str(_phrases(tmp_path, *lines)), "--embeddings", str(vectors)]
+    assert command.main(["study", "text", "--quick", "--budget", "1", "--out", str(tmp_path / "out"), *files]) == 0
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    assert "movie-review phrases" in markdown
+    assert "Word vectors of width 3 from the given file cover 2 of 4 words" in markdown
+
+
+def test_an_interrupted_study_keeps_and_reports_its_rows(tmp_path, monkeypatch, capsys, tiny):
+    def interrupt(ctx):
+        ctx.recorder.add(*_rows())
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(STUDIES, "kernels", dataclasses.replace(STUDIES["kernels"], run=interrupt))
+    assert command.main(["study", "kernels", "--out", str(tmp_path)]) == command.INTERRUPTED
+    assert len(read_rows(tmp_path / "rows.csv")) == 2
+    assert "interrupted" in (tmp_path / "report.md").read_text()
+    assert "2 rows" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_real_interrupt_keeps_the_figures_measured(tmp_path):
+    run = [
+        sys.executable,
+        "-m",
+        "benchmarks",
+        "figures",
+        "--shapes",
+        "1,2",
+        "--threads",
+        "1",
+        "--budget",
+        "0.2",
+        "--out",
+        str(tmp_path),
+    ]
+    process = subprocess.Popen(run, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    path, deadline = tmp_path / "figures.csv", time.monotonic() + 60
+    while (not path.exists() or path.read_bytes().count(b"\n") < 4) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == command.INTERRUPTED, complaint
+    assert "what was measured is kept" in complaint
+    assert [row for row in read_rows(path) if row.metric == "speedup"]
+    assert (tmp_path / "figures.md").exists()
+
+
+def test_figures_are_taken_up_where_they_ended(tmp_path, capsys):
+    options = [
+        "figures",
+        "--shapes",
+        "1",
+        "--cells",
+        "rnn",
+        "--threads",
+        "1",
+        "--budget",
+        "0.05",
+        "--out",
+        str(tmp_path),
+    ]
+    assert command.main([*options, "--modes", "infer"]) == 0
+    before = (tmp_path / "figures.csv").read_bytes()
+    assert command.main(options) == 0
+    after = (tmp_path / "figures.csv").read_bytes()
+    assert after.startswith(before)
+    assert [row.mode for row in read_rows(tmp_path / "figures.csv") if row.metric == "speedup"] == ["infer", "train"]
+    assert "| 20, 32, 1, 64 | rnn |" in capsys.readouterr().out
+
+
+def test_the_figures_table_marks_what_is_below_its_target():
+    case = Case("gru", *cases.FIGURE_SHAPES[0])
+    rows = [
+        dataclasses.replace(
+            measured("figures", "speedup", "", [r], case, mode=mode, threads=1), isa="avx512", cpu="a CPU"
+        )
+        for mode, r in (("infer", 2.5), ("train", 1.5))
+    ]
+    table = figures.markdown(rows)
+    assert "2.50 (2.50-2.50) of 2 |" in table
+    assert "**1.50 (1.50-1.50) of 2**" in table
+    assert "1 of 2 figures reached" in table
+
+
+def test_compare_prints_a_table(capsys):
+    shape = ["--cell", "lstm", "--input", "4", "--hidden", "5", "--batch", "2", "--steps", "6", "--no-peak"]
+    assert command.main(["compare", *shape, "--budget", "0.5"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("nn", "fusedrnn", "reference", "floor"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["study", "text", "--data", "absent.tsv"], "cannot read absent.tsv: No such file"),
+        (["study", "speed"], "unknown study speed; there are kernels, text"),
+        (["compare", "--hidden", "0"], "sizes must be at least 1"),
+        (["figures", "--shapes", "9"], "not in 0 to 5"),
+        (["report", "absent"], "No such file"),
+    ],
+)
+def test_wrong_arguments_end_with_one_line(tmp_path, capsys, monkeypatch, arguments, complaint):
+    monkeypatch.chdir(tmp_path)
+    assert command.main(arguments) == 2
+    assert complaint in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
