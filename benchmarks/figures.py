@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 
+from . import plots
 from .cases import FIGURE_SHAPES, MODES, Case, target
 from .measure import alternate, gate, ratios
 from .progress import Progress
 from .providers import NN, PROVIDERS, Call, inputs, twin
-from .record import Recorder, Row, environment_json, measured, remark, write_whole
+from .record import Recorder, RecordError, Row, cpu_name, environment_json, isa, measured, remark, write_whole
 
 STUDY = "figures"
 
@@ -37,16 +38,22 @@ def run(
     provider: str,
     overwrite: bool,
 ) -> Path:
-    """Measures what the CSV in `out` does not hold yet, then writes figures.md beside it.
+    """Measures what the CSV in `out` does not hold yet, then writes figures.md and figures.svg beside it.
 
     Args:
         budget_s: Seconds of alternating calls a row.
+
+    Raises:
+        RecordError: the CSV holds rows of another processor or instruction set.
     """
     ours = PROVIDERS[provider]
     before = torch.get_num_threads()
     todo = [(count, case, mode) for count in threads for case in grid(cells, shapes) for mode in modes]
     progress = Progress(len(todo) * (budget_s + 1))
     with Recorder(out / "figures.csv", resume=not overwrite) as recorder:
+        here = (cpu_name(), isa())
+        if others := {(row.cpu, row.isa) for row in recorder.rows} - {here}:
+            raise RecordError(f"{out / 'figures.csv'} holds rows of {others}, this is {here}: take another --out")
         write_whole(out / "figures.env.json", environment_json())
         gated: dict[Case, str | None] = {}
         try:
@@ -68,6 +75,8 @@ def run(
             torch.set_num_threads(before)
             progress.close()
             write_whole(out / "figures.md", markdown(recorder.rows))
+            if any(row.metric == "speedup" for row in recorder.rows) and (svg := plots.drawn(plots.aims, recorder.rows)):
+                write_whole(out / "figures.svg", plots.standalone(svg))
     return out / "figures.md"
 
 

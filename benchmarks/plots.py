@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .cases import CELLS, MODES, SWEEPS, along
+from .cases import CELLS, MODES, SWEEPS, Case, along, target
 from .record import Row
 
 COLOURS = {
@@ -93,6 +93,11 @@ def drawn(draw: Draw, rows: Sequence[Row]) -> str | None:
     return re.sub(r'width="([\d.]+)pt" height="[\d.]+pt"', r'width="100%" style="max-width:\1pt"', svg, count=1)
 
 
+def standalone(svg: str) -> str:
+    """A drawing as a file of its own, with ink and paper of its own."""
+    return svg.replace('style="max-width', 'style="color:#1c2024;background:#fff;max-width', 1) + "\n"
+
+
 def scaling(figure: Any, rows: Sequence[Row]) -> None:
     """Time of a training step against H, T and B, a row of panels for each cell."""
     found = {(row.case, row.provider): row for row in rows if row.metric == "time" and row.mode == "train"}
@@ -143,6 +148,36 @@ def speedups(figure: Any, rows: Sequence[Row]) -> None:
     axes[0].set_yticks(
         [-index for index in range(len(cases))], [case.removesuffix(" fp32") for case in cases], fontsize=7.5
     )
+
+
+def aims(figure: Any, rows: Sequence[Row]) -> None:
+    """nn / fused of the shapes of `figures`, a panel for each mode and thread count, with the ratio to reach."""
+    found = [row for row in rows if row.metric == "speedup"]
+    lines = list(dict.fromkeys((row.T, row.B, row.I, row.H, row.cell) for row in found))
+    panels = [(mode, n) for mode in MODES for n in sorted({row.threads for row in found}, reverse=True)]
+    figure.set_size_inches(9.2, 1.3 + 0.2 * len(lines))
+    axes = figure.subplots(1, len(panels), sharey=True, sharex=True, squeeze=False)[0]
+    for axis, (mode, threads) in zip(axes, panels, strict=True):
+        for row in found:
+            if (row.mode, row.threads) != (mode, threads):
+                continue
+            y = -lines.index((row.T, row.B, row.I, row.H, row.cell))
+            axis.plot([row.p25, row.p75], [y, y], color=COLOURS["fusedrnn"], alpha=0.4, linewidth=3.5)
+            axis.plot(row.p50, y, "o", color=COLOURS["fusedrnn"], markersize=3.5)
+            case = Case(row.cell, row.T, row.B, row.I, row.H, row.L, row.D, row.dtype)
+            aim = target(case, threads, mode, row.isa)
+            if aim:
+                axis.plot(aim, y, "|", color=INK, markersize=8)
+        axis.axvline(1, color=COLOURS["nn"])
+        counted = "1 thread" if threads == 1 else f"{threads} threads"
+        axis.set_title(f"{'inference' if mode == 'infer' else 'training step'}, {counted}")
+        _log2(axis, "x")
+    axes[0].set_yticks(
+        [-index for index in range(len(lines))],
+        [f"{cell.upper()}  T{T} B{B} I{I} H{H}" for T, B, I, H, cell in lines],
+        fontsize=7.5,
+    )
+    figure.supxlabel("torch.nn's time / fusedrnn's (dot and quartiles); upright stroke: the ratio to reach", fontsize=9)
 
 
 def kept_bytes(figure: Any, rows: Sequence[Row]) -> None:

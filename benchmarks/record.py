@@ -23,6 +23,7 @@ import torch
 
 from .cases import Case
 from .measure import quartiles
+from .providers import chosen_backend, fused_module
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -232,11 +233,11 @@ def _git(*arguments: str) -> str | None:
 def environment() -> dict[str, Any]:
     """What a reader needs to repeat the run; no path and no host name."""
     try:
-        import fusedrnn
-
-        version = getattr(fusedrnn, "__version__", "unknown")
+        fused = fused_module()
+        version = getattr(fused, "__version__", "unknown")
+        backend = chosen_backend(fused.GRU(8, 8), torch.zeros(2, 1, 8))
     except Exception as error:  # a broken build is a fact of the environment, whatever it raises
-        version = f"not importable: {error}"
+        version, backend = f"not importable ({type(error).__name__})", "none"
     sha, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
     return {
         "cpu": cpu_name(),
@@ -248,6 +249,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "fusedrnn": version,
+        "backend": backend,
         "git_sha": sha,
         "git_dirty": None if changes is None else bool(changes),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

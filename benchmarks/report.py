@@ -14,6 +14,10 @@ from .studies import STUDIES
 from .studies.base import Figure, Section, Table, Text, Verdict
 
 TITLE = "fusedrnn: the study"
+NO_KERNEL = (
+    "**The fused CPU kernel did not run here: fusedrnn's layers took the backend {}, and their times are not the "
+    "kernel's.** `python -m fusedrnn` says what is missing."
+)
 NO_FIGURES = (
     "matplotlib is not installed, so this report has no figures: "
     "`pip install matplotlib` and `python -m benchmarks report` draw them."
@@ -42,6 +46,8 @@ def write(folder: Path, rows: Sequence[Row], environment: dict[str, Any], *, int
     verdicts = [verdict for study in studies for verdict in study.verdicts(rows)]
     sections = [study.section(rows) for study in studies]
     lead = [_machine(environment)]
+    if environment.get("backend") not in (None, "cpu"):
+        lead.append(NO_KERNEL.format(environment["backend"]))
     if interrupted:
         lead.append("**The run was interrupted: this report holds what was measured until then.**")
     if not plots.available():
@@ -49,7 +55,7 @@ def write(folder: Path, rows: Sequence[Row], environment: dict[str, Any], *, int
     for section in sections:
         for block in section.blocks:
             if isinstance(block, Figure) and block.svg:
-                write_whole(folder / "figures" / f"{block.name}.svg", _alone(block.svg))
+                write_whole(folder / "figures" / f"{block.name}.svg", plots.standalone(block.svg))
     write_whole(folder / "report.md", markdown(lead, verdicts, sections))
     write_whole(folder / "report.html", page(lead, verdicts, sections))
     return folder / "report.html"
@@ -68,11 +74,6 @@ def _machine(environment: dict[str, Any]) -> str:
         )
         + f" ({commit[:12]}{changed}); {known['date']}."
     )
-
-
-def _alone(svg: str) -> str:
-    """An SVG file of its own needs its own ink and paper."""
-    return svg.replace('style="max-width', 'style="color:#1c2024;background:#fff;max-width', 1) + "\n"
 
 
 VERDICT_HEADER = ("claim", "measured here", "verdict", "why")

@@ -1,6 +1,6 @@
 // Schemas of the ops and their CPU registration, on torch's stable ABI: one binary for every torch from
-// TORCH_TARGET_VERSION on. What the arguments mean is said in fusedrnn/ops.py; tests/test_ops.py holds the two texts
-// together.
+// TORCH_TARGET_VERSION on. fusedrnn/ops.py holds the same schemas for where this library is missing;
+// tests/test_kernel.py compares the two texts.
 #include "cpu/ops.h"
 
 #include "cpu/kernel.h"

@@ -215,4 +215,4 @@ def test_the_training_set_shrinks_to_the_budget():
     assert plan.least < tight < 140_000
     assert none == plan.least
     steps = 5 * (tight / plan.batch + 20)
-    assert 1.1 * steps * (0.05 + 2 * 0.03) == pytest.approx(160, rel=0.01)
+    assert text.MARGIN * steps * (0.05 + 2 * 0.03) == pytest.approx(160, rel=0.01)

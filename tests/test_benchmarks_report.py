@@ -163,6 +163,11 @@ def test_the_report_puts_verdicts_first_and_needs_nothing_from_outside(tmp_path)
         assert html.count("<svg") == len(drawn)
 
 
+def test_a_missing_kernel_is_said_at_the_top(tmp_path):
+    page = report.write(tmp_path, _rows(), record.environment() | {"backend": "aten"})
+    assert "did not run here" in page.with_suffix(".md").read_text().split("## Verdicts")[0]
+
+
 def test_without_matplotlib_the_report_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "available", lambda: False)
     page = report.write(tmp_path, _fixture_rows(), record.environment())

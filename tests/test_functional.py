@@ -127,7 +127,6 @@ def test_states_of_every_layer_and_step(spec: CellSpec, backend: str) -> None:
                 assert_same([final[2 * k], final[2 * k + 1]], [forward, state[0, :, 1]])
 
 
-@pytest.mark.parametrize("backend", [CPU, "reference"])
 def test_dropout_draws_as_torch_does(backend: str) -> None:
     layer = Bare(LSTM, num_layers=3, bidirectional=True, dropout=0.4, backend=backend).double()
     x, found = torch.randn(T, B, I, dtype=DOUBLE, requires_grad=True), []

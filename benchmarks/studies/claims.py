@@ -30,10 +30,10 @@ class Finding(NamedTuple):
 
 
 def judge(claim: str, findings: Sequence[Finding]) -> Verdict:
-    """All parts alike: their verdict. Else it depends; undecided parts are said, and decide nothing."""
+    """All parts alike: their verdict. Parts that contradict one another: it depends. Else too little is decided."""
     kinds = {finding.verdict for finding in findings}
-    decided = kinds - {UNDECIDED}
-    verdict = UNDECIDED if not decided else kinds.pop() if len(kinds) == 1 else DEPENDS
+    mixed = DEPENDS in kinds or {CONFIRMED, REFUTED} <= kinds
+    verdict = DEPENDS if mixed else UNDECIDED if UNDECIDED in kinds else kinds.pop()
     why = "; ".join(f"{finding.why or finding.measured}: {finding.verdict}" for finding in findings)
     return Verdict(claim, "; ".join(dict.fromkeys(finding.measured for finding in findings)), verdict, why)
 
@@ -50,12 +50,13 @@ def paired(rows: Sequence[Row], above: tuple[str, str], below: tuple[str, str]) 
 
 
 def finals(rows: Sequence[Row], case: str, provider: str) -> list[Row]:
-    """The accuracy row of each seed's last epoch."""
+    """The accuracy row of each seed's last epoch; a seed that was cut off before the others is left out."""
     last: dict[int, Row] = {}
     for row in select(rows, metric="accuracy", case=case, provider=provider):
         if row.seed not in last or row.epoch > last[row.seed].epoch:
             last[row.seed] = row
-    return [last[seed] for seed in sorted(last)]
+    most = max((row.epoch for row in last.values()), default=0)
+    return [last[seed] for seed in sorted(last) if last[seed].epoch == most or last[seed].note == ENDED]
 
 
 def learned(finals_: Sequence[Row]) -> bool:
@@ -93,7 +94,10 @@ def more_accurate(rows: Sequence[Row], better: tuple[str, str], than: tuple[str,
     if not (learned(first) and learned(second)):
         verdict, names = UNDECIDED, f"{names}, fewer than {EPOCHS_TO_JUDGE} epochs"
     ends = " / ".join(f"{100 * sum(row.p50 for row in side) / len(side):.1f} %" for side in (first, second))
-    return Finding(verdict, f"accuracy {ends}, {100 * mean:+.1f} ± {100 * half:.1f} points", f"accuracy, {names}")
+    after = f"after epoch {first[0].epoch}" + (f" and {second[0].epoch}" if second[0].epoch != first[0].epoch else "")
+    return Finding(
+        verdict, f"accuracy {after} {ends}, {100 * mean:+.1f} ± {100 * half:.1f} points", f"accuracy, {names}"
+    )
 
 
 def at_most(rows: Sequence[Row], above: tuple[str, str], below: tuple[str, str], limit: float, label: str) -> Finding:

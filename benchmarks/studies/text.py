@@ -47,11 +47,12 @@ class Plan:
 
 
 PLANS = {
-    "grammar": Plan(64, 1e-3, {"quick": 1, "default": 10, "full": 15}, 4000, all_seeds=False),
+    "grammar": Plan(64, 1e-3, {"quick": 1, "default": 10, "full": 15}, 8000, all_seeds=False),
     "phrases": Plan(64, 1e-3, {"quick": 1, "default": 5, "full": 10}, 6400, all_seeds=True),
     "series": Plan(32, 0.01, {"quick": 1, "default": 10, "full": 10}, 1600, all_seeds=False, plateau=True),
 }
 SERIES_HIDDEN = 128
+MARGIN = 1.25  # of a plan over what its pilot says
 SERIES_TRAIN = 800  # a class
 TEST_PHRASES = {"quick": 500, "default": 4000, "full": 1 << 30}
 SERIES_TEST = 2000  # a class; fresh draws: a fifth of the 2,000 series would leave an interval of over a point
@@ -214,7 +215,7 @@ def fit(costs: Costs, plan: Plan, effort: str, available: int, budget_s: float) 
     least = min(available, plan.least // 8 if effort == "quick" else plan.least)
     later = SEEDS[effort] - 1 if plan.all_seeds else 0
     step_s = plan.epochs[effort] * (costs.all_jobs + later * costs.own_jobs)
-    return max(least, min(available, int(plan.batch * (budget_s / (1.1 * step_s) - costs.tests))))
+    return max(least, min(available, int(plan.batch * (budget_s / (MARGIN * step_s) - costs.tests))))
 
 
 def _train(ctx: Context, task: Task, budget: Budget) -> None:

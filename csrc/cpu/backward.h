@@ -1,11 +1,11 @@
-// Computes: the adjoint of forward.h. With I > 0 down to dx, dW_ih, dW_hh and the biases' gradients; with I = 0 to
-//   the gradients of the gates' pre-activations (dgates_x, dq), from which a caller takes the rest.
-// Mapping: as forward; the reverse loop writes the gate gradients of a chunk of steps to a ring, and dW and dx are taken
-//   from it by matrix products while it is in cache. dh_before += dgates W_hh is the serial part.
-// Memory: the ring is shared by the threads of a team (same stream and rows); dW is summed per batch part and the parts
-//   are added at the end in a fixed order, so results do not depend on timing.
-// Synchronisation: one spin barrier a step between threads that share hidden units, one a chunk, and two a call between
-//   all threads.
+// Computes: the adjoint of forward.h. With I > 0 down to dx, dW_ih, dW_hh and the biases' gradients; with I = 0 to the
+//   gradients of the gates' pre-activations (dgates_x, dq), from which a caller takes the rest.
+// Mapping: as forward; the reverse loop writes the gate gradients of a chunk of steps to a ring, and dW and dx are
+//   taken from it by matrix products while it is in cache. dh_before += dgates W_hh is the serial part.
+// Memory: the ring is shared by the threads of a team (same stream and rows); dW is summed per batch part and the
+//   parts are added at the end in a fixed order, so results do not depend on timing.
+// Synchronisation: one spin barrier a step between threads that share hidden units, one a chunk, and two a call
+//   between all threads.
 // Requires: `kept`, y and cs as forward wrote them; masked rows as in forward.
 #pragma once
 #include "cpu/barrier.h"

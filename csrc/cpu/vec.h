@@ -1,9 +1,9 @@
-// Computes: vectors of float or double lanes and the functions the cells need (exp, sigmoid, tanh), the same arithmetic
-//   for every instruction set. GCC and Clang vector extensions carry the plain operations; intrinsics stand only where
-//   they pay. What cells are written with (cells/activations.h) is here under the same names.
-// Included once per instruction set, inside its own namespace FUSEDRNN_ISA: the same inline function compiled with other
-//   flags must never be merged with this one by the linker (an AVX-512 copy called on an AVX2 machine is an illegal
-//   instruction).
+// Computes: vectors of float or double lanes and the functions the cells need (exp, sigmoid, tanh), the same
+//   arithmetic for every instruction set. GCC and Clang vector extensions carry the plain operations; intrinsics stand
+//   only where they pay. What cells are written with (cells/activations.h) is here under the same names.
+// Included once per instruction set, inside its own namespace FUSEDRNN_ISA: the same inline function compiled with
+//   other flags must never be merged with this one by the linker (an AVX-512 copy called on an AVX2 machine is an
+//   illegal instruction).
 #pragma once
 #include <stdint.h>
 
