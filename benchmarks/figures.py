@@ -75,7 +75,9 @@ def run(
             torch.set_num_threads(before)
             progress.close()
             write_whole(out / "figures.md", markdown(recorder.rows))
-            if any(row.metric == "speedup" for row in recorder.rows) and (svg := plots.drawn(plots.aims, recorder.rows)):
+            if any(row.metric == "speedup" for row in recorder.rows) and (
+                svg := plots.drawn(plots.aims, recorder.rows)
+            ):
                 write_whole(out / "figures.svg", plots.standalone(svg))
     return out / "figures.md"
 

@@ -81,7 +81,7 @@ def drawn(draw: Draw, rows: Sequence[Row]) -> str | None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(STYLE | {"svg.hashsalt": draw.__name__}):
+    with mpl.rc_context(STYLE | {"svg.hashsalt": draw.__name__ + (rows[0].case if rows else "")}):
         figure = Figure(layout="constrained")
         draw(figure, rows)
         text = io.StringIO()
@@ -215,8 +215,8 @@ def learning(figure: Any, rows: Sequence[Row]) -> None:
             line = sorted((row.epoch, row.p50) for row in own if row.metric == "accuracy" and row.seed == seed)
             times = list(itertools.accumulate(seconds.get((seed, epoch), 0.0) for epoch, _ in line))
             style = {"color": COLOURS[provider], "linestyle": DASHES.get(model, "-"), "alpha": 1 if seed == 0 else 0.3}
-            left.plot([epoch for epoch, _ in line], [value for _, value in line], **style)
-            right.plot(times, [value for _, value in line], **style)
+            left.plot([epoch for epoch, _ in line], [value for _, value in line], "o", markersize=2.5, **style)
+            right.plot(times, [value for _, value in line], "o", markersize=2.5, **style)
             if seed == 0:
                 labels[0].append((line[-1][0], line[-1][1], provider, model))
                 labels[1].append((times[-1], line[-1][1], provider, model))
@@ -328,10 +328,10 @@ def _label(axis: Any, x: float, y: float, provider: str, text: str = "") -> None
 
 
 def _log2(axis: Any, which: str) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     getattr(axis, f"set_{which}scale")("log", base=2)
     ticks = getattr(axis, f"{which}axis")
     ticks.set_major_locator(LogLocator(base=2, numticks=6))
-    ticks.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    ticks.set_minor_locator(LogLocator(base=2, subs=()))
+    ticks.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ticks.set_minor_locator(NullLocator())

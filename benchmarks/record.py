@@ -243,6 +243,7 @@ def environment() -> dict[str, Any]:
         "cpu": cpu_name(),
         "isa": isa(),
         "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,

@@ -20,6 +20,8 @@ EARLY_STEPS = 10
 """Steps over which two providers must lose alike; later, training amplifies the last bit of a weight at will."""
 STOP_AT, LEAST_EPOCHS = 0.995, 3
 """A run has nothing left to learn, and ends, at this held-out accuracy; but not before so many epochs are timed."""
+PILOT_S = 0.5
+"""A pilot of one model ends after so long."""
 
 Example = tuple[tuple[Tensor | None, ...], Tensor]
 """Arguments of the model, and labels."""
@@ -133,7 +135,7 @@ def compete(
 
 
 def seconds_a_step(build: Callable[[], nn.Module], examples: Sequence[Example]) -> float:
-    """A pilot: the median over a few steps of a throw-away model, warmed first."""
+    """A pilot: the median over a few steps of a throw-away model, warmed first; three where they are slow."""
     with torch.random.fork_rng(devices=[]):
         run = Run("", "", 0, build, rate=0.0)
         for example in examples[:2]:
@@ -143,4 +145,6 @@ def seconds_a_step(build: Callable[[], nn.Module], examples: Sequence[Example]) 
             start = time.perf_counter()
             run.step(example)
             seconds.append(time.perf_counter() - start)
+            if len(seconds) >= 3 and sum(seconds) > PILOT_S:
+                break
     return statistics.median(seconds)

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import modes, ops
 from .errors import BackendUnavailable, UnsupportedProblem
-from .spec import Problem, by_mode
+from .spec import LSTM, Problem, by_mode
 
 AUTO = "auto"
 Reason = str | None
@@ -72,6 +72,12 @@ CPU_SLOWER: tuple[tuple[Callable[[Problem], bool], str], ...] = (
     (
         lambda p: ops.instruction_set == "generic" and p.B >= 16 and p.H >= 128,
         "measured slower than torch on a machine without AVX2, from B = 16 and H = 128",
+    ),
+    (
+        lambda p: (
+            p.cell is not LSTM and ((p.H >= 512 and (p.T == 1 or p.T * p.B <= 16)) or (p.H >= 128 and p.T * p.B == 1))
+        ),
+        "measured slower than torch on so few steps: laying out the weights costs more than it gains",
     ),
 )
 """Where the CPU kernel is measured slower than torch's own op."""

@@ -247,3 +247,14 @@ def test_cells_by_mode() -> None:
 def test_a_cell_is_one_object_after_copies() -> None:
     for cell in CELLS:
         assert copy.deepcopy(cell) is cell is pickle.loads(pickle.dumps(cell))
+
+
+@pytest.mark.skipif(ops.missing is not None, reason="no compiled ops")
+def test_few_steps_of_a_wide_layer_go_to_torch() -> None:
+    """Where laying out the weights for the kernel costs more than it gains."""
+
+    def chosen(layer: nn.RNNBase, steps: int, rows: int) -> str | None:
+        return backends.explain(layer, torch.zeros(steps, rows, 8)).chosen
+
+    assert chosen(nn.GRU(8, 512), 4, 1) == chosen(nn.RNN(8, 512), 1, 64) == chosen(nn.GRU(8, 128), 1, 1) == "aten"
+    assert chosen(nn.GRU(8, 512), 4, 8) == chosen(nn.LSTM(8, 512), 4, 1) == chosen(nn.GRU(8, 127), 1, 1) == "cpu"

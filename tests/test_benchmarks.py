@@ -210,9 +210,10 @@ def test_the_environment_names_the_machine_and_no_path():
 def test_the_training_set_shrinks_to_the_budget():
     plan = text.PLANS["phrases"]
     costs = text.Costs(all_jobs=0.05, own_jobs=0.03, tests=20)
-    wide, tight, none = (text.fit(costs, plan, "default", 140_000, seconds) for seconds in (1e6, 160, 0))
+    wide, tight, short, none = (text.fit(costs, plan, "default", 140_000, seconds) for seconds in (1e6, 160, 20, 0))
     assert wide == 140_000
     assert plan.least < tight < 140_000
-    assert none == plan.least
-    steps = 5 * (tight / plan.batch + 20)
-    assert text.MARGIN * steps * (0.05 + 2 * 0.03) == pytest.approx(160, rel=0.01)
+    assert none == text.FEWEST_BATCHES * plan.batch < short < plan.least
+    for count, epochs, seconds in ((tight, plan.epochs["default"], 160), (short, 2, 20)):
+        steps = epochs * (count / plan.batch + costs.tests)
+        assert text.MARGIN * steps * (0.05 + 2 * 0.03) == pytest.approx(seconds, rel=0.01)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import __main__ as command
 from benchmarks import cases, data, figures, plots, record, report
@@ -91,6 +92,21 @@ def test_verdict_on_word_order(far, near, verdict):
 
 
 @pytest.mark.parametrize(
+    ("parts", "verdict"),
+    [
+        ([base.CONFIRMED, base.CONFIRMED], base.CONFIRMED),
+        ([base.REFUTED, base.REFUTED], base.REFUTED),
+        ([base.CONFIRMED, base.REFUTED, base.UNDECIDED], base.DEPENDS),
+        ([base.CONFIRMED, base.DEPENDS], base.DEPENDS),
+        ([base.CONFIRMED, base.UNDECIDED], base.UNDECIDED),
+        ([base.UNDECIDED], base.UNDECIDED),
+    ],
+)
+def test_parts_of_a_claim_make_one_verdict(parts, verdict):
+    assert claims.judge("", [claims.Finding(part, "") for part in parts]).verdict == verdict
+
+
+@pytest.mark.parametrize(
     ("ratios", "verdict"),
     [
         ([2.0, 3.0], base.CONFIRMED),
@@ -102,6 +118,14 @@ def test_verdict_on_word_order(far, near, verdict):
 def test_verdict_on_kernels(ratios, verdict):
     rows = [measured("kernels", "speedup", "", [r * 0.99, r, r * 1.01], SMALL, mode="train") for r in ratios]
     assert kernels.verdicts(rows)[0].verdict == verdict
+
+
+def test_a_noisy_slow_case_forbids_confirmation():
+    steady = measured("kernels", "speedup", "", [2.0, 2.1, 2.2], SMALL, mode="train")
+    noisy = measured("kernels", "speedup", "", [0.3, 0.4, 2.0], SMALL, mode="infer")
+    found = kernels.verdicts([steady, steady, noisy])[0]
+    assert found.verdict == base.DEPENDS
+    assert "too noisy to tell at infer" in found.why
 
 
 def test_the_arithmetic_claim_is_computed():
@@ -168,6 +192,12 @@ def test_a_missing_kernel_is_said_at_the_top(tmp_path):
     assert "did not run here" in page.with_suffix(".md").read_text().split("## Verdicts")[0]
 
 
+@pytest.mark.parametrize(("load", "busy"), [(0.2, False), (1.9, True)])
+def test_a_busy_machine_is_said_at_the_top(tmp_path, load, busy):
+    page = report.write(tmp_path, _rows(), record.environment() | {"load": load, "cores": 2})
+    assert ("load 1.9 on 2 cores" in page.with_suffix(".md").read_text().split("## Verdicts")[0]) == busy
+
+
 def test_without_matplotlib_the_report_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "available", lambda: False)
     page = report.write(tmp_path, _fixture_rows(), record.environment())
@@ -183,7 +213,10 @@ def test_every_study_writes_a_section_from_an_empty_record():
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Studies that end at once: one case, a handful of sentences."""
+    """Studies that end at once: one case, a handful of sentences; on one thread, which waits for no other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr(text, "SERIES_HIDDEN", 8)
     monkeypatch.setattr(kernels, "kernel_grid", lambda effort: [SMALL])
     monkeypatch.setattr(
         data, "grammar_corpus", lambda: data.Corpus("grammar", 2, data.grammar(256, 0), data.grammar(64, 1))
@@ -192,6 +225,8 @@ def tiny(monkeypatch):
     monkeypatch.setattr(text, "SERIES_TRAIN", 32)
     monkeypatch.setattr(data, "bayes_accuracy", lambda: 0.98)
     monkeypatch.setattr(plots, "available", lambda: False)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.slow
@@ -280,6 +315,10 @@ def test_figures_are_taken_up_where_they_ended(tmp_path, capsys):
     assert after.startswith(before)
     assert [row.mode for row in read_rows(tmp_path / "figures.csv") if row.metric == "speedup"] == ["infer", "train"]
     assert "| 20, 32, 1, 64 | rnn |" in capsys.readouterr().out
+    assert (tmp_path / "figures.svg").exists() == plots.available()
+    (tmp_path / "figures.csv").write_bytes(after.replace(record.isa().encode() + b"\n", b"another\n"))
+    assert command.main(options) == 2
+    assert "take another --out" in capsys.readouterr().err
 
 
 def test_the_figures_table_marks_what_is_below_its_target():

@@ -108,9 +108,10 @@ def test_every_source_belongs_to_a_library() -> None:
 @pytest.fixture(scope="module")
 def cmake(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """(cmake, a configured build folder)"""
-    command = tool("check").find("cmake")
-    if command is None:
+    call = tool("check").tool("cmake")
+    if call is None:
         lacking("cmake is missing: the C++ tests and the comparison of the two builds do not run")
+    (command,) = call
     if _build.compiler() is None:
         lacking("no C++ compiler: the C++ tests do not run")
     folder = tmp_path_factory.mktemp("cmake")

@@ -24,7 +24,9 @@ def tool(name: str) -> list[str] | None:
     """How the tool is called, None if it is missing. What imports our code must run in this very Python."""
     if name in OF_THIS_PYTHON:
         return [sys.executable, "-m", name] if importlib.util.find_spec(name) else None
-    path = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    beside = [Path(sys.executable).parent]  # and beside every site-packages that it borrows from
+    beside += [Path(entry).parents[2] / "bin" for entry in sys.path if Path(entry).name == "site-packages"]
+    path = shutil.which(name, path=os.pathsep.join(map(str, beside))) or shutil.which(name)
     return None if path is None else [path]
 
 
@@ -71,7 +73,7 @@ def clang_tidy(call: list[str]) -> bool:
     once.mkdir(exist_ok=True)
     (once / database.name).write_text(json.dumps(list(entries.values())))
     files = [name for name in sources("csrc", suffixes={".cpp"}) if name != "csrc/plan_module.cpp"]
-    return run(path, "--quiet", "-p", str(once), *files)
+    return run(*call, "--quiet", "-p", str(once), *files)
 
 
 def architecture(call: list[str]) -> bool:

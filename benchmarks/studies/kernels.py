@@ -111,17 +111,20 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
     if not found:
         return [Verdict(claim, "nothing", UNDECIDED, "no case passed its gate within the budget")]
     slower = [row for row in found if row.p50 < SLOWER and row.p75 < 1]
+    unclear = [row for row in found if row.p50 < SLOWER and row not in slower]  # too noisy to call slower, or not
     faster = [row for row in found if row.p25 > 1]
     low, high = min(found, key=lambda row: row.p50), max(found, key=lambda row: row.p50)
     text = (
         f"{len(faster)} of {len(found)} measurements faster, {len(slower)} slower; nn / fused from {low.p50:.2f} "
         f"({low.mode}, {low.case}) to {high.p50:.2f} ({high.mode}, {high.case})"
     )
-    if not slower and len(faster) > len(found) / 2:
+    if not slower and not unclear and len(faster) > len(found) / 2:
         return [Verdict(claim, text, CONFIRMED, f"no case below {SLOWER} of torch's speed")]
     if faster:
-        names = "; ".join(f"{row.mode} {row.case} ({row.p50:.2f})" for row in slower[:4])
-        why = f"slower at {names}" if slower else "too few cases are clearly faster"
+        names = "; ".join(f"{row.mode} {row.case} ({row.p50:.2f})" for row in (slower or unclear)[:4])
+        why = (
+            f"{'slower' if slower else 'too noisy to tell'} at {names}" if names else "too few cases are clearly faster"
+        )
         return [Verdict(claim, text, DEPENDS, why)]
     return [Verdict(claim, text, REFUTED, "no case is clearly faster")]
 

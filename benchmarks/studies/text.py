@@ -36,7 +36,7 @@ SEEDS = {"quick": 1, "default": 3, "full": 3}
 
 @dataclass(frozen=True)
 class Plan:
-    """How a corpus is trained on; `least`: examples that a small budget leaves (an eighth of it if quick)."""
+    """How a corpus is trained on; `least`: examples before epochs are cut (an eighth of it if quick)."""
 
     batch: int
     rate: float
@@ -53,6 +53,7 @@ PLANS = {
 }
 SERIES_HIDDEN = 128
 MARGIN = 1.25  # of a plan over what its pilot says
+FEWEST_BATCHES = 10  # of an epoch, however small the budget
 SERIES_TRAIN = 800  # a class
 TEST_PHRASES = {"quick": 500, "default": 4000, "full": 1 << 30}
 SERIES_TEST = 2000  # a class; fresh draws: a fifth of the 2,000 series would leave an interval of over a point
@@ -168,12 +169,7 @@ def _example(batch: data.Batch) -> Example:
 
 
 def _series(ctx: Context, budget: Budget, fused: bool) -> None:
-    ctx.note(
-        STUDY,
-        "series",
-        "Gaussian series: 1,600 to train, 4,000 fresh ones to test, T 20, I 1, H 128; class 0 N(0.5, 1), class 1 "
-        "N(-0.5, 1.2).",
-    )
+    ctx.note(STUDY, "series", "Gaussian series: T 20, I 1, H 128; class 0 N(0.5, 1), class 1 N(-0.5, 1.2).")
     ctx.recorder.add(measured(STUDY, "bayes_accuracy", "", [data.bayes_accuracy()], "series/Bayes"))
     jobs = []
     for cell, directions in (("LSTM", 1), ("GRU", 1), ("LSTM", 2), ("GRU", 2)):
@@ -187,14 +183,18 @@ def _series(ctx: Context, budget: Budget, fused: bool) -> None:
             jobs.append(Job(f"{name}-last", ours, partial(SeriesClassifier, cell, 2, SERIES_HIDDEN, "last", ours)))
         _arithmetic(ctx, f"series/{name}", build(NN.name), data.SERIES_T, 1)
     x, labels = data.series(SERIES_TRAIN, seed=0)
-    test_x, test_labels = data.series(SERIES_TEST, seed=1)
+    test_x, test_labels = data.series(SERIES_TEST // 8 if ctx.effort == "quick" else SERIES_TEST, seed=1)
     test: list[Example] = [((test_x[i : i + 256],), test_labels[i : i + 256]) for i in range(0, len(test_x), 256)]
 
-    def epoch(seed: int, number: int) -> list[Example]:
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1000 * seed + number))
+    def epoch(count: int, seed: int, number: int) -> list[Example]:
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(1000 * seed + number))
         return [((x[rows],), labels[rows]) for rows in order.split(PLANS["series"].batch)]
 
-    _train(ctx, Task("series", jobs, epoch(9, 0)[:10], len(x), lambda count: epoch, test), budget)
+    def training(count: int) -> Callable[[int, int], list[Example]]:
+        ctx.note(STUDY, "series", f"Trained on {count} of {len(x)} series, tested on {len(test_x)} fresh ones.")
+        return partial(epoch, count)
+
+    _train(ctx, Task("series", jobs, epoch(len(x), 9, 0)[:10], len(x), training, test), budget)
 
 
 def _arithmetic(ctx: Context, case: str, model: nn.Module, steps: int, width: int) -> None:
@@ -211,11 +211,15 @@ def _arithmetic(ctx: Context, case: str, model: nn.Module, steps: int, width: in
 
 
 def fit(costs: Costs, plan: Plan, effort: str, available: int, budget_s: float) -> int:
-    """How many training examples the budget holds over all epochs (and seeds, where the plan wants them)."""
-    least = min(available, plan.least // 8 if effort == "quick" else plan.least)
-    later = SEEDS[effort] - 1 if plan.all_seeds else 0
-    step_s = plan.epochs[effort] * (costs.all_jobs + later * costs.own_jobs)
-    return max(least, min(available, int(plan.batch * (budget_s / (MARGIN * step_s) - costs.tests))))
+    """How many training examples the budget holds over all epochs (and seeds, where the plan wants them).
+
+    Rather than fewer than `plan.least`, fewer epochs, but two: a ratio of times needs them.
+    """
+    epochs = plan.epochs[effort]
+    step_s = MARGIN * (costs.all_jobs + (SEEDS[effort] - 1 if plan.all_seeds else 0) * costs.own_jobs)
+    all_epochs, two = (int(plan.batch * (budget_s / (count * step_s) - costs.tests)) for count in (epochs, 2))
+    least = plan.least // 8 if effort == "quick" else min(plan.least, two)
+    return min(available, max(all_epochs, least, FEWEST_BATCHES * plan.batch))
 
 
 def _train(ctx: Context, task: Task, budget: Budget) -> None:
@@ -285,6 +289,8 @@ def _record_gaps(ctx: Context, corpus: str, run: Run, gaps: torch.Tensor) -> Non
     correct = run.epochs[-1].correct.double()
     for gap in data.GAPS:
         hits = correct[gaps == gap]
+        if not len(hits):
+            continue
         where = {"provider": run.provider, "mode": f"gap {gap}", "seed": run.seed, "T": gap}
         ctx.recorder.add(
             Row(STUDY, f"{corpus}/{run.name}", "accuracy_at_gap", "", hits.mean().item(), n=len(hits), **where)
