@@ -282,7 +282,15 @@ def test_a_real_interrupt_keeps_the_figures_measured(tmp_path):
         "--out",
         str(tmp_path),
     ]
-    process = subprocess.Popen(run, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # a shell's background job starts its children with SIGINT ignored, and Python then leaves it so
+    process = subprocess.Popen(
+        run,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     path, deadline = tmp_path / "figures.csv", time.monotonic() + 60
     while (not path.exists() or path.read_bytes().count(b"\n") < 4) and time.monotonic() < deadline:
         time.sleep(0.05)
