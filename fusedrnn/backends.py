@@ -1,6 +1,6 @@
 """Which implementation runs a call, and why not another: pure decisions over a `Problem`.
 
-`functional` runs what is chosen here. "auto" takes the first backend that can take the call and is not measured slower
+`stack` runs what is chosen here. "auto" takes the first backend that can take the call and is not measured slower
 than a later one; a backend asked for by name takes the call or says why it cannot, and never hands it on.
 """
 
@@ -80,7 +80,10 @@ CPU_SLOWER: tuple[tuple[Callable[[Problem], bool], str], ...] = (
         "measured slower than torch on so few steps: laying out the weights costs more than it gains",
     ),
 )
-"""Where the CPU kernel is measured slower than torch's own op."""
+"""Where the CPU kernel is slower than torch's own op.
+
+Found by timing layers with backend="cpu" against torch's on two machines; no rows of it are committed yet.
+"""
 
 
 def _aten_why_not(p: Problem) -> Reason:
