@@ -30,7 +30,7 @@ class Case:
     x: Tensor
     states: list[Tensor]
     weights: list[Tensor]
-    upstream: dict[str, Tensor]
+    upstream: dict[str, Tensor]  # by output; "gates" for the largest cell, of which each takes its own
     lengths: Tensor | None
     reset: Tensor | None
     directions: int
@@ -50,7 +50,13 @@ def make(cell: CellSpec, directions: int, size: tuple[int, int, int, int], lengt
         normal(T, B, I),
         [normal(*edge) for _ in cell.states],
         [(2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1) / H**0.5 for shape in shapes],
-        {"y": normal(*sequence), "hn": normal(*edge), "cs": normal(*sequence), "cn": normal(*edge)},
+        {
+            "y": normal(*sequence),
+            "hn": normal(*edge),
+            "cs": normal(*sequence),
+            "cn": normal(*edge),
+            "gates": normal(T, B, directions, 4 * H),
+        },
         torch.randint(0, T + 3, (B,), generator=generator) if lengths else None,
         torch.rand(T, B, generator=generator) < 0.3 if reset else None,
         directions,
@@ -95,7 +101,7 @@ def check_scan(case: Case) -> None:
     want = reference.scan(gates_x, h0, c0, w_hh, b_hh, lengths, reset, spec, D)
     y, _, gates, cs, _ = want
     dy, dcs = (case.upstream[name].unflatten(-1, (D, -1)) for name in ("y", "cs"))
-    dgates = torch.randn(gates.shape, dtype=torch.float64) if spec.kept else None
+    dgates = case.upstream["gates"][..., : gates.shape[-1]] if spec.kept else None
     upstream = (dy, case.upstream["hn"], dgates, dcs if lstm else None, case.upstream["cn"] if lstm else None)
     kept = (gates, y, h0, cs if lstm else None, c0, w_hh)
     expected = reference.scan_backward(*upstream, *kept, lengths, reset, spec, D)
