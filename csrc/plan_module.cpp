@@ -88,6 +88,7 @@ PYBIND11_MODULE(_plan, m) {
       .def_readonly("columns", &Plan::columns)
       .def_readonly("chunk", &Plan::chunk)
       .def_readonly("lstm_cols", &Plan::lstm_cols)
+      .def_readonly("in_place", &Plan::in_place)
       .def_property_readonly("threads", &Plan::threads);
   m.def("plan_forward", &plan<fusedrnn::cpu::plan_forward>, py::arg("shape"), py::arg("machine"), py::kw_only(),
         py::arg("element_bytes"));

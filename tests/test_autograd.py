@@ -60,6 +60,7 @@ def test_gradients_equal_autograd_through_the_reference(spec: CellSpec, how: dic
         assert_same(gradients(found, leaves), gradients(want, leaves))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "how"),
     [

@@ -98,6 +98,7 @@ def test_without_compiled_code_everything_but_the_kernel_runs(monkeypatch: pytes
     assert "no: it is not compiled" in str(backends.explain(layer, x))
 
 
+@pytest.mark.slow
 def test_imports_and_runs_where_the_library_is_missing(tmp_path: Path) -> None:
     """In a process that finds no compiled code: the schemas are defined in Python, and the layers run on torch."""
     script = """

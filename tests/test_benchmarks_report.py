@@ -166,6 +166,7 @@ def _fixture_rows() -> list[Row]:
     return rows
 
 
+@pytest.mark.slow
 def test_the_report_puts_verdicts_first_and_needs_nothing_from_outside(tmp_path):
     page = report.write(tmp_path, _fixture_rows(), record.environment())
     markdown, html = page.with_suffix(".md").read_text(), page.read_text()

@@ -215,6 +215,7 @@ def test_other_weights_than_its_own(name: str) -> None:
     assert_same(tensors(ours(x, hx)), changed)
 
 
+@pytest.mark.slow
 @each_cell
 @pytest.mark.usefixtures("fresh_graphs")
 def test_compiles_as_a_full_graph(name: str) -> None:

@@ -32,10 +32,11 @@ def calls(graph: torch.fx.Graph) -> list[bool]:
     return [node.args[14] for node in graph.nodes if node.target is ops.scan]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "how", "masked", "compiler"),
     [
-        pytest.param(GRU, {}, False, "inductor", marks=pytest.mark.slow),
+        (GRU, {}, False, "inductor"),
         (GRU, {"bidirectional": True}, True, "aot_eager"),
         (LSTM, {"num_layers": 2, "bidirectional": True}, True, "aot_eager"),
         (LSTM, {"recompute": True}, True, "aot_eager"),
@@ -95,12 +96,14 @@ def transformed(kind: str) -> tuple[Any, Any, Tensor]:
     }[kind]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["per_sample", "grad", "vmap", "ensemble", "jvp"])
 def test_compile_of_transforms(kind: str) -> None:
     f, p, x = transformed(kind)
     assert_close(torch.compile(f, fullgraph=True, backend="aot_eager")(p, x), f(p, x))
 
 
+@pytest.mark.slow
 def test_compile_of_training_through_vmap() -> None:
     layers = [Bare(GRU) for _ in range(3)]
     params, _ = stack_module_state(layers)
@@ -121,6 +124,7 @@ def test_compile_of_double_backward() -> None:
     g.sum().backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recompute",
     [
@@ -155,6 +159,7 @@ def test_compile_of_checkpoint(how: str) -> None:
     assert_close(found, torch.autograd.grad(layer(x)[0].pow(2).sum(), leaves))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strict", "grad_mode"), [(False, True), (True, False)])
 def test_export_for_any_time_and_batch(strict: bool, grad_mode: bool) -> None:
     layer = Bare(LSTM, num_layers=2, bidirectional=True).eval()
@@ -198,6 +203,7 @@ def test_func_grad_of_the_bare_op() -> None:
     grad(lambda gates_x: ops.scan(gates_x, *rest)[0].sum())(args[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spec", "masked"), [(GRU, False), (LSTM, True), (RNN_TANH, True)], ids=label)
 def test_opcheck(spec: CellSpec, masked: bool) -> None:
     lengths, reset = (torch.tensor([[6, 2, 0]] * 2), torch.rand(T, B, 2) < 0.3) if masked else (None, None)
@@ -246,6 +252,7 @@ def test_layers_without_data() -> None:
         assert layer.weight_hh_l0.grad.is_meta
 
 
+@pytest.mark.slow
 def test_one_formula_serves_a_kernel_in_python() -> None:
     """What a kernel in another language will be: the same schema, with the fake and the formula that are there."""
     schema = ops.SCHEMAS[0].replace("scan(", "scan_in_python(", 1)

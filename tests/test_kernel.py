@@ -144,6 +144,7 @@ def train():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", ["1", "2", "3"])
 @pytest.mark.parametrize("split", ["batch", "columns"])
 def test_smaller_team_than_asked_for(limit: str, split: str) -> None:
@@ -191,6 +192,7 @@ def test_called_from_several_threads_at_once() -> None:
         torch.testing.assert_close(y, expected)
 
 
+@pytest.mark.slow
 def test_called_in_a_forked_process() -> None:
     """One thread, as torch's DataLoader workers set it: the parent's OpenMP threads do not come along."""
     python(

@@ -25,7 +25,7 @@ struct Backward {
   const Plan& plan;
   const Place me;
   const BackwardScratch<T, C> at;
-  const int64_t K, dw_row;       // G Hp; elements of a row of dW, [x | h]
+  const int64_t K;               // G Hp
   const int64_t p0, p1, v0, v1;  // own column blocks and vectors of hidden units
   T* const mine;
   T* const ring;
@@ -50,7 +50,6 @@ struct Backward {
         me(plan, l, thread),
         at(l, plan, call.dx, call.dweights),
         K(G * l.Hp),
-        dw_row(l.Ip + l.Hp),
         p0(l.h_cols.share(me.column, plan.columns)),
         p1(l.h_cols.share(me.column + 1, plan.columns)),
         v0(l.h_cols.first(p0)),
@@ -72,11 +71,11 @@ struct Backward {
         all{f.epochs, plan.threads(), thread},
         team{f.epochs + 1 + 8 * (thread - me.column), plan.columns, me.column} {}
 
-  T* packed_h(int64_t s) const { return f.scratch + at.weights + s * l.packed_backward(f.dx); }
+  T* packed_h(int64_t s) const { return f.scratch + at.weights + s * l.packed_backward(plan, f.dx); }
   T* packed_x(int64_t s) const { return packed_h(s) + K * l.Hp; }
   T* dh(int64_t s, int64_t b) const { return f.scratch + at.dh + (s * l.B + b) * l.ldh; }
   T* dc(int64_t s, int64_t b) const { return f.scratch + at.dc + (s * l.B + b) * l.ldh; }
-  T* dw(int64_t part, int64_t s) const { return f.scratch + at.dw + (part * l.S + s) * K * dw_row; }
+  T* dw(int64_t part, int64_t s) const { return f.scratch + at.dw + (part * l.S + s) * K * at.dw_row; }
   T* db(int64_t s) const { return mine + at.db + s * X * l.Hp; }
 
   void run() {
@@ -108,14 +107,7 @@ struct Backward {
     for (int64_t j = v0 * W; j < v1 * W; j++) zeros[j] = 0;  // the same zeros from every thread
     if (f.dweights)
       for (int64_t i = 0; i < l.S * X * l.Hp; i++) mine[at.db + i] = 0;
-    const int64_t blocks = l.h_cols.count + (f.dx ? l.x_cols.count : 0);
-    for (int64_t i = all.me; i < l.S * blocks; i += plan.threads()) {
-      const int64_t s = i / blocks, p = i % blocks, q = p - l.h_cols.count;
-      if (q < 0)
-        pack_columns(packed_h(s), f.weights[s].hh, true, l.H, l.h_cols, p);
-      else
-        pack_columns(packed_x(s), f.weights[s].ih, false, l.I, l.x_cols, q);
-    }
+    if (!plan.in_place) pack();
     if (f.dx && f.rows.lengths)  // padded rows are in no list
       for (int64_t i = all.me; i < l.T * l.B; i += plan.threads())
         for (int64_t j = 0; j < l.I; j++) {
@@ -124,6 +116,17 @@ struct Backward {
         }
     all.wait();
     for (int64_t i = 0; i < plan.chunk * me.rows_max; i++) dgates[i] = ring + i * l.ldg;
+  }
+
+  void pack() const {
+    const int64_t of_h = l.T > 1 || f.dh0 ? l.h_cols.count : 0, blocks = of_h + (f.dx ? l.x_cols.count : 0);
+    for (int64_t i = all.me; i < l.S * blocks; i += plan.threads()) {
+      const int64_t s = i / blocks, p = i % blocks;
+      if (p < of_h)
+        pack_columns(packed_h(s), f.weights[s].hh, true, l.H, l.h_cols, p);
+      else
+        pack_columns(packed_x(s), f.weights[s].ih, false, l.I, l.x_cols, p - of_h);
+    }
   }
 
   // Rows of W[gate H + j, N], gates in slot order, padded to [G Hp][width][lanes]: one column block of the product
@@ -252,16 +255,18 @@ struct Backward {
     for (int64_t q = p0; q < p1; q++) {
       const int64_t p = step & 1 ? p1 - 1 - (q - p0) : q, v = l.h_cols.first(p);
       const int width = l.h_cols.width(p);
-      const T* const w = packed_h(s) + K * W * v;
+      // in place: the gates of W_hh lie in the order of the slots, and H has no padding
+      const T* const w = plan.in_place ? f.weights[s].hh + v * W : packed_h(s) + K * W * v;
+      const int64_t ldb = plan.in_place ? l.H : int64_t(width) * W;
       if (!f.rows.masked()) {
         T* const out = dh(s, me.B0) + v * W;
-        gemm(width, Gemm<T>{out, l.ldh, out, l.ldh, dgates + row0, kFirstH * l.Hp, 1, w, K}, n);
+        gemm(width, Gemm<T>{out, l.ldh, out, l.ldh, dgates + row0, kFirstH * l.Hp, 1, w, ldb, K}, n);
         continue;
       }
       for (int64_t r = 0; r < n; r += kTileRows) {
         const int64_t rows = at_most(kTileRows, n - r);
         T tile[kTileRows * kMaxPanel * W];
-        gemm(width, Gemm<T>{tile, int64_t(width) * W, nullptr, 0, going + r, kFirstH * l.Hp, 1, w, K}, rows);
+        gemm(width, Gemm<T>{tile, int64_t(width) * W, nullptr, 0, going + r, kFirstH * l.Hp, 1, w, ldb, K}, rows);
         for (int64_t i = 0; i < rows; i++)
           for (int u = 0; u < width; u++) {
             T* const to = going_dh[r + i] + (v + u) * W;
@@ -285,18 +290,24 @@ struct Backward {
         const int64_t n = at_most(16, v1 * W - m);
         const T* gate[16];
         for (int i = 0; i < n; i++) gate[i] = ring + g * l.Hp + m + i;
-        T* const row = out + (g * l.Hp + m) * dw_row;
-        auto product = [&](const Groups& groups, const T* operand, int64_t shift, T* c) {
+        auto product = [&](const Groups& groups, const T* operand, int64_t shift, T* c, int64_t ldc) {
           for (int64_t p = 0; p < groups.count; p++) {
             T* const c_p = c + groups.first(p) * W;
             gemm(groups.width(p),
-                 Gemm<T>{c_p, dw_row, begins ? nullptr : c_p, dw_row, gate, shift, l.ldg,
-                         operand + rows * groups.first(p) * W, rows},
+                 Gemm<T>{c_p, ldc, begins ? nullptr : c_p, ldc, gate, shift, l.ldg,
+                         operand + rows * groups.first(p) * W, groups.width(p) * W, rows},
                  n);
           }
         };
-        product(l.x_cols, x_operand, 0, row);
-        product(l.h_cols, h_operand, kFirstH * l.Hp, row + l.Ip);
+        T* const row = out + (g * l.Hp + m) * at.dw_row;
+        if (at.x_last)
+          product(l.x_cols, x_operand, 0, f.dweights[s].ih + (Slots<C>::x_gate(g) * l.H + m) * l.I, l.I);
+        else
+          product(l.x_cols, x_operand, 0, row, at.dw_row);
+        if (at.h_last)
+          product(l.h_cols, h_operand, kFirstH * l.Hp, f.dweights[s].hh + (Slots<C>::h_gate(g) * l.H + m) * l.H, l.H);
+        else
+          product(l.h_cols, h_operand, kFirstH * l.Hp, row + l.Ip, at.dw_row);
       }
   }
 
@@ -320,7 +331,17 @@ struct Backward {
       for (int64_t r = r0; r < r1; r += kTileRows) {
         const int64_t n = at_most(kTileRows, r1 - r);
         T tile[kTileRows * kMaxPanel * W];
-        gemm(width, Gemm<T>{tile, int64_t(width) * W, nullptr, 0, dgates + r, 0, 1, packed_x(s) + K * v * W, K}, n);
+        if (plan.in_place)
+          for (int g = 0; g < G; g++)
+            gemm(width,
+                 Gemm<T>{tile, int64_t(width) * W, g ? tile : nullptr, int64_t(width) * W, dgates + r, g * l.Hp, 1,
+                         f.weights[s].ih + Slots<C>::x_gate(g) * l.H * l.I + v * W, l.I, l.H},
+                 n);
+        else
+          gemm(width,
+               Gemm<T>{tile, int64_t(width) * W, nullptr, 0, dgates + r, 0, 1, packed_x(s) + K * v * W,
+                       int64_t(width) * W, K},
+               n);
         for (int64_t i = 0; i < n; i++)
           for (int u = 0; u < width; u++) {
             T* const to = dx_rows[r + i] + (v + u) * W;
@@ -343,12 +364,12 @@ struct Backward {
         for (int64_t n = 0; n < N; n += W) {
           V total(T(0));
           for (int part = 0; part < plan.batches; part++)
-            total = total + V::load(dw(part, s) + (g * l.Hp + j) * dw_row + column + n);
+            total = total + V::load(dw(part, s) + (g * l.Hp + j) * at.dw_row + column + n);
           total.store(row + n, N - n);
         }
       };
-      sum(0, l.I, to.ih + x_row * l.I);
-      sum(l.Ip, l.H, to.hh + h_row * l.H);
+      if (!at.x_last) sum(0, l.I, to.ih + x_row * l.I);
+      if (!at.h_last) sum(l.Ip, l.H, to.hh + h_row * l.H);
       if (!to.b_ih) continue;
       T b_x = 0, b_h = 0;
       for (int t = 0; t < plan.threads(); t++) {

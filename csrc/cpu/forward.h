@@ -9,6 +9,7 @@
 // Requires: nothing of H, B, I, T; the last vector of units is masked where it is stored outside the scratch memory.
 #pragma once
 #include "cpu/barrier.h"
+#include "cpu/dots.h"
 #include "cpu/scratch.h"
 
 namespace fusedrnn::cpu::FUSEDRNN_ISA {
@@ -52,9 +53,9 @@ struct Forward {
         all{f.epochs, plan.threads(), thread},
         team{f.epochs + 1 + 8 * (thread - me.column), plan.columns, me.column} {}
 
-  T* packed_x(int64_t s) const { return f.scratch + at.weights + s * l.packed_forward(); }
+  T* packed_bias(int64_t s) const { return f.scratch + at.weights + s * l.packed_forward(plan); }
+  T* packed_x(int64_t s) const { return packed_bias(s) + l.biases(); }
   T* packed_h(int64_t s) const { return packed_x(s) + l.I * G * l.Hp; }
-  T* packed_bias(int64_t s) const { return packed_h(s) + l.H * G * l.Hp; }
   T* state(int64_t s, int64_t step) const { return f.scratch + at.h + (2 * s + (step & 1)) * l.B * l.ldh; }
   T* cell(int64_t s) const { return f.scratch + at.c + s * l.B * l.ldh; }
   int block_cols(int64_t panel) const { return G == 4 ? plan.lstm_cols : G * l.panels.width(panel); }
@@ -107,8 +108,10 @@ struct Forward {
                         from + (gate * l.H + row) * K, l.H - row, K);
       }
     };
-    if (l.I) pack_product(packed_x(s), w.ih, l.I, false);
-    pack_product(packed_h(s), w.hh, l.H, true);
+    if (!plan.in_place) {
+      if (l.I) pack_product(packed_x(s), w.ih, l.I, false);
+      pack_product(packed_h(s), w.hh, l.H, true);
+    }
     for (int64_t u = v; u < v + width; u++)
       for (int slot = 0; slot < X; slot++) {
         const int64_t n = l.H - u * W, of_h = slot - kFirstH;
@@ -160,10 +163,20 @@ struct Forward {
       const int cols = block_cols(p);
       const T* const bias = packed_bias(s) + v * X * W;
       T* const to = ring(p);
-      for (int j = 0; j < G * width; j += cols)
-        gemm(cols,
-             Gemm<T>{to + j * W, ldc, bias + j * W, 0, inputs, 0, 1, packed_x(s) + v * W * G * l.I + j * l.I * W, l.I},
-             rows);
+      if (plan.in_place) {
+        for (int64_t u = 0; u < width; u++)
+          for (int g = 0; g < G; g++) {
+            const int64_t row = Slots<C>::x_gate(g) * l.H + (v + u) * W, slot = (u * X + g) * W;
+            dots(Dots<T>{to + slot, ldc, bias + slot, 0, inputs, f.weights[s].ih + row * l.I, l.H - (v + u) * W, l.I},
+                 rows);
+          }
+      } else {
+        for (int j = 0; j < G * width; j += cols)
+          gemm(cols,
+               Gemm<T>{to + j * W, ldc, bias + j * W, 0, inputs, 0, 1, packed_x(s) + v * W * G * l.I + j * l.I * W,
+                       cols * W, l.I},
+               rows);
+      }
       for (int slot = G; slot < X; slot++)
         for (int64_t i = 0; i < rows; i++) V::load(bias + slot * W).store(to + i * ldc + slot * W);
     }
@@ -215,9 +228,20 @@ struct Forward {
       const int64_t v = l.panels.first(p), width = l.panels.width(p), ldc = X * W * width;
       const int cols = block_cols(p);
       T* const gates = ring(p) + row0 * ldc;
-      for (int j = 0; j < G * width; j += cols) {
-        T* const out = gates + (kFirstH + j) * W;
-        gemm(cols, Gemm<T>{out, ldc, out, ldc, h_rows, 0, 1, packed_h(s) + v * W * G * l.H + j * l.H * W, l.H}, rows);
+      if (plan.in_place) {
+        for (int64_t u = 0; u < width; u++)
+          for (int g = 0; g < G; g++) {
+            const int64_t row = Slots<C>::h_gate(g) * l.H + (v + u) * W;
+            T* const out = gates + (u * X + kFirstH + g) * W;
+            dots(Dots<T>{out, ldc, out, ldc, h_rows, f.weights[s].hh + row * l.H, l.H - (v + u) * W, l.H}, rows);
+          }
+      } else {
+        for (int j = 0; j < G * width; j += cols) {
+          T* const out = gates + (kFirstH + j) * W;
+          gemm(cols,
+               Gemm<T>{out, ldc, out, ldc, h_rows, 0, 1, packed_h(s) + v * W * G * l.H + j * l.H * W, cols * W, l.H},
+               rows);
+        }
       }
       for (int64_t u = v; u < v + width; u++)
         for (int64_t i = 0; i < rows; i++)

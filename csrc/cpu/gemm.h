@@ -1,7 +1,8 @@
 // Computes: C[rows, cols] = init + A[rows, K] * B[K, cols], the only matrix product of the kernel: input projection,
 //   recurrence, dh, dx, dW.
 // Mapping: a micro-kernel keeps an R x C block of accumulators (C in vectors) in registers for a whole run of K; B is
-//   packed as [K][C][lanes].
+//   [K][C][lanes], packed or read in
+//   place.
 // Memory: K is cut so that a block of B stays in L1 while several row blocks pass over it.
 #pragma once
 #include "cpu/blocks.h"
@@ -22,6 +23,7 @@ struct Gemm {
   int64_t shift;
   int64_t k_stride;  // step of A along K: 1, or the row length for a transposed A
   const T* b;
+  int64_t ldb;  // from one k to the next: C * lanes where B is packed, a row where it is read as it lies
   int64_t K;
 };
 
@@ -43,12 +45,12 @@ __attribute__((noinline)) void gemm_block(const Gemm<T>& g) {
     }
   }
   const T* b = g.b;
-  const int64_t ks = g.k_stride;
+  const int64_t ks = g.k_stride, ldb = g.ldb;
   int64_t at = 0;
   auto step = [&](V(&sum)[R][C]) __attribute__((always_inline)) {
 #pragma GCC unroll 4
     for (int j = 0; j < C; j += (64 / kVectorBytes ? 64 / kVectorBytes : 1))
-      __builtin_prefetch(b + (kPrefetchSteps * C + j) * W);
+      __builtin_prefetch(b + kPrefetchSteps * ldb + j * W);
     if constexpr (R >= C) {
       V col[C];
 #pragma GCC unroll 4
@@ -70,7 +72,7 @@ __attribute__((noinline)) void gemm_block(const Gemm<T>& g) {
         for (int i = 0; i < R; i++) sum[i][j] = multiply_add(row[i], col, sum[i][j]);
       }
     }
-    b += C * W;
+    b += ldb;
     at += ks;
   };
   int64_t k = 0;
@@ -109,7 +111,7 @@ void gemm_cols(const Gemm<T>& g, int64_t rows) {
   do {  // at least once: an empty sum is `init`, or zeros
     Gemm<T> h = g;
     h.K = g.K - k0 < k_max ? g.K - k0 : k_max;
-    h.b = g.b + k0 * C * Vec<T>::lanes;
+    h.b = g.b + k0 * g.ldb;
     h.shift = g.shift + k0 * g.k_stride;
     if (k0) {
       h.init = g.c;

@@ -62,8 +62,11 @@ struct Layout : Problem {
         panels(hv, G == 1 ? kMaxPanel : 1),
         h_cols(hv, kMaxPanel),
         x_cols(iv, kMaxPanel) {}
-  int64_t packed_forward() const { return (I + H) * G * Hp + X * Hp; }
-  int64_t packed_backward(bool want_dx) const { return G * Hp * (Hp + (want_dx ? Ip : 0)); }
+  int64_t packed_forward(const Plan& p) const { return biases() + (p.in_place ? 0 : (I + H) * G * Hp); }
+  int64_t packed_backward(const Plan& p, bool want_dx) const {
+    return p.in_place ? 0 : G * Hp * (Hp + (want_dx ? Ip : 0));
+  }
+  int64_t biases() const { return ceil_div(X * Hp, kLine) * kLine; }
   bool backwards(int64_t s) const { return s % directions == 1; }
   int64_t time(int64_t s, int64_t step) const { return backwards(s) ? T - 1 - step : step; }
   // Whether the row does not take over the state of the step before: a reset cuts between t - 1 and t in both

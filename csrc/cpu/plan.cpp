@@ -12,6 +12,10 @@ constexpr int64_t kProjectionRows =
     192;                            // rows projected at once: enough to read W_ih once for many, few enough for L2
 constexpr int64_t kRingRows = 256;  // rows of gate gradients between two rounds of dW and dx
 
+// Where packed weights repay their packing, by timing both: forward from H / kPackedFor rows in all; backward, whose
+// weights need no transposition, where more steps or longer rows than these read them.
+constexpr int64_t kPackedFor = 12, kStepsInPlace = 16, kUnitStepsInPlace = 4096;
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Streams first and then rows: their threads never wait for each other. Hidden units (one barrier a step) where the
@@ -54,6 +58,9 @@ Plan plan_forward(const Problem& p, int gates, int element_bytes, const Machine&
   const bool one_pass = rows > block_rows(machine.registers, 4) && rows <= block_rows(machine.registers, 2);
   if (gates == 4 && (one_pass || bytes / plan.columns > machine.l2_bytes)) plan.lstm_cols = 2;
   plan.chunk = p.I ? std::clamp<int64_t>(ceil_div(kProjectionRows, std::max<int64_t>(rows, 1)), 1, p.T) : 1;
+  // Packing pays from so many rows on; dot products cost H / lanes multiplications and about three exchanges each.
+  // Not in double, where results are not to depend on how many steps a call takes.
+  plan.in_place = element_bytes == 4 && kPackedFor * p.T * p.B <= p.H;
   return plan;
 }
 
@@ -64,6 +71,9 @@ Plan plan_backward(const Problem& p, int gates, int element_bytes, const Machine
   const int64_t rows = std::max<int64_t>(ceil_div(p.B, plan.batches), 1),
                 ring_rows = p.H >= 512 ? 2 * kRingRows : kRingRows;
   plan.chunk = std::max<int64_t>(std::min<int64_t>(2, p.T), std::min(p.T, ceil_div(ring_rows, rows)));
+  const int64_t lanes = machine.vector_bytes / element_bytes;
+  plan.in_place =
+      p.T <= kStepsInPlace && p.T * p.H <= kUnitStepsInPlace && p.H % lanes == 0 && p.I % lanes == 0;
   return plan;
 }
 }  // namespace fusedrnn::cpu

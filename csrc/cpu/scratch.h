@@ -35,7 +35,7 @@ struct ForwardScratch {
     c_rows = mine.words(rows, word);
     per_thread = mine.at + kLine;
     Carver all;
-    weights = all.elements(l.S * l.packed_forward());
+    weights = all.elements(l.S * l.packed_forward(p));
     h = all.elements(2 * l.S * l.B * l.ldh);
     c = all.elements(C::kHasC ? l.S * l.B * l.ldh : 0);
     zeros = all.elements(l.ldh);
@@ -48,9 +48,14 @@ template <class T, class C>
 struct BackwardScratch {
   int64_t weights, dh, dc, dw, dx_second, zeros, teams, per_team, threads, per_thread, total;
   int64_t db, operands, dgates, batch, time, first, inputs, h_before, c_before, dx_rows, going,
-      going_dh;  // inside a thread's part
+      going_dh;         // inside a thread's part
+  bool x_last, h_last;  // whether dW_ih, dW_hh are summed in their tensors: one part only, and no padded columns
+  int64_t dw_row;       // elements of a row of the part of dW that is not, [x | h]
   BackwardScratch(const Layout<T, C>& l, const Plan& p, bool want_dx, bool want_dw) {
     const int64_t rows = ceil_div(l.B, p.batches), chunk_rows = p.chunk * rows, word = sizeof(T);
+    h_last = p.batches == 1 && l.H % l.W == 0;
+    x_last = h_last && l.I % l.W == 0;
+    dw_row = (x_last ? 0 : l.Ip) + (h_last ? 0 : l.Hp);
     Carver mine;
     db = mine.elements(want_dw ? l.S * l.X * l.Hp : 0);
     operands = mine.elements(want_dw ? chunk_rows * (l.Ip + l.Hp) : 0);
@@ -67,10 +72,10 @@ struct BackwardScratch {
     per_thread = mine.at + kLine;
     per_team = ceil_div(chunk_rows * l.ldg, kLine) * kLine + kLine;
     Carver all;
-    weights = all.elements(l.S * l.packed_backward(want_dx));
+    weights = all.elements(l.S * l.packed_backward(p, want_dx));
     dh = all.elements(l.S * l.B * l.ldh);
     dc = all.elements(C::kHasC ? l.S * l.B * l.ldh : 0);
-    dw = all.elements(want_dw ? p.batches * l.S * l.G * l.Hp * (l.Ip + l.Hp) : 0);
+    dw = all.elements(want_dw ? p.batches * l.S * l.G * l.Hp * dw_row : 0);
     dx_second = all.elements(want_dx && p.streams == 2 ? l.T * l.B * l.I : 0);
     zeros = all.elements(l.ldh);
     teams = all.elements(p.streams * p.batches * per_team);

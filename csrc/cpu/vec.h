@@ -181,4 +181,18 @@ FUSEDRNN_INLINE void transpose(Vec<T>* r) {
     transpose<2 * S>(r);
   }
 }
+// Lane j: the sum of r[j]'s lanes, of `lanes` vectors. A transpose that adds as it goes; r is overwritten.
+template <int S = 1, class T>
+FUSEDRNN_INLINE Vec<T> sum_lanes(Vec<T>* r) {
+  constexpr int W = Vec<T>::lanes;
+  if constexpr (S < W) {
+#pragma GCC unroll 16
+    for (int i = 0; i < W; i += 2 * S) {
+      swap_blocks<S>(r[i], r[i + S], std::make_integer_sequence<int, W>());
+      r[i] = r[i] + r[i + S];
+    }
+    return sum_lanes<2 * S>(r);
+  }
+  return r[0];
+}
 }  // namespace fusedrnn::cpu::FUSEDRNN_ISA
