@@ -5,6 +5,14 @@ model = fusedrnn.convert(model)             # every recurrent layer of a model, 
 print(fusedrnn.explain(layer, x))           # which kernel runs, and why every other one does not
 """
 
+import sys
+from importlib.util import find_spec
+
+if find_spec("torch") is None:
+    raise ModuleNotFoundError(
+        f"fusedrnn needs torch, which this Python has not; run `{sys.executable} -m pip install torch`", name="torch"
+    )
+
 from . import functional
 from .backends import explain, use_backend
 from .cells import GRUCell, LSTMCell, RNNCell

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import modes, ops
@@ -236,7 +236,15 @@ def explain(
         lengths: see above.
         reset: see above.
         return_states: see above.
+
+    Raises:
+        TypeError: `layer` is no recurrent layer.
     """
+    if not isinstance(layer, nn.RNNBase):
+        raise TypeError(
+            f"explain: Expected a GRU, LSTM or RNN layer, got {type(layer).__name__}. (A cell is one step, no loop: in "
+            "plain eager mode 'auto' runs torch's own op.)"
+        )
     problem = _problem(layer, input, lengths, reset, return_states)
     asked = str(override() or getattr(layer, "backend", AUTO))
     chosen, refusal = None, None

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import _VF, Tensor, nn
 
 from . import backends, checks, functional, modes
-from .spec import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec
+from .spec import CELLS, GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec
 from .standin import StandIn, onnx_exports, torchscript_traces
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_TORCH_OPS: dict[str, Any] = {spec.name: getattr(_VF, f"{spec.name}_cell") for spec in CELLS}
 
 
 class _Cell(StandIn, nn.RNNCellBase):
@@ -19,34 +20,50 @@ class _Cell(StandIn, nn.RNNCellBase):
 
     def _run(self, spec: CellSpec, x: Tensor, hx: Any, given: list[Tensor]) -> Any:
         """The next states, as torch's forward returns them; `given` are the states in hx."""
+        by_torch = self._by_torch()
+        if not by_torch and (torchscript_traces() or onnx_exports()):
+            return self._stock.forward(self, x, hx)
         checks.cell_ranks(self._stock.__name__, x, given)
-        if self._by_torch():
+        weights, one = self._read(_NAMES if self.bias else _NAMES[:2]), x.dim() == 1
+        rows = [t.unsqueeze(0) for t in (x, *given)] if one else [x, *given]
+        if by_torch:
             try:
-                return self._stock.forward(self, x, hx)
+                last = _torch_step(spec, rows, weights, self.hidden_size)
             except RuntimeError:
                 self._check(x, given)
                 raise
-        self._check(x, given)
-        one = x.dim() == 1
-        x, *given = (t.unsqueeze(0).unsqueeze(0) if one else t.unsqueeze(0) for t in (x, *given))
-        weights = self._read(_NAMES if self.bias else _NAMES[:2])
-        _, last, _ = functional.recurrent(spec, x, given, weights, bias=self.bias, backend=self.backend)
-        states = tuple(h[0, 0] if one else h.squeeze(0) for h in last)
+        else:
+            self._check(x, given)
+            steps = [t.unsqueeze(0) for t in rows]
+            _, last, _ = functional.recurrent(spec, steps[0], steps[1:], weights, bias=self.bias, backend=self.backend)
+            last = tuple(h.squeeze(0) for h in last)
+        states = tuple(h.squeeze(0) for h in last) if one else last
         return states if len(states) == 2 else states[0]
 
     def _by_torch(self) -> bool:
-        """Whether torch's own cell runs.
-
-        For exporters that have not our ops; and in plain eager mode as what "auto" takes: the fused kernels first lay
-        out the weights for a whole sequence, which one step does not repay.
-        """
-        asked = backends.override() or self.backend
-        if asked in (backends.AUTO, "aten") and not modes.traced() and not torch._C._is_any_autocast_enabled():
-            return True
-        return torchscript_traces() or onnx_exports()
+        """Whether torch's own op runs: in plain eager mode what "auto" takes, since one step is no loop to fuse."""
+        return (
+            (backends.override() or self.backend) in (backends.AUTO, "aten")
+            and not torchscript_traces()
+            and not modes.traced()
+            and not torch._C._is_any_autocast_enabled()
+        )
 
     def _check(self, x: Tensor, given: list[Tensor]) -> None:
         checks.cell_contents(self._stock.__name__, x, self.input_size, given, self.hidden_size, self.weight_ih)
+
+
+def _torch_step(spec: CellSpec, rows: list[Tensor], weights: list[Tensor], hidden_size: int) -> tuple[Tensor, ...]:
+    """torch's op of one step on x [B,I] and states [B,H], if there are any."""
+    x, *given = rows
+    if not given:
+        given = [x.new_zeros(x.size(0), hidden_size)] * len(spec.states)
+    biases = weights[2:] or (None, None)
+    op = _TORCH_OPS[spec.name]
+    if len(given) == 2:
+        h, c = op(x, given, *weights[:2], *biases)
+        return h, c
+    return (op(x, given[0], *weights[:2], *biases),)
 
 
 class GRUCell(_Cell, nn.GRUCell):

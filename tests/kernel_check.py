@@ -18,7 +18,16 @@ from fusedrnn.spec import CELLS, LSTM, CellSpec
 BOUND = {torch.float64: 2e-14, torch.float32: 1e-6}
 """Largest relative L2 error against float64; tests/test_functional.py holds the kernel to torch's own error."""
 
-SIZES = ((9, 6, 5, 20), (7, 13, 3, 33), (5, 1, 4, 16), (4, 64, 9, 70), (2, 40, 5, 150), (1, 1, 1, 1), (2, 3, 16, 96), (1, 5, 5, 70))
+SIZES = (
+    (9, 6, 5, 20),
+    (7, 13, 3, 33),
+    (5, 1, 4, 16),
+    (4, 64, 9, 70),
+    (2, 40, 5, 150),
+    (1, 1, 1, 1),
+    (2, 3, 16, 96),
+    (1, 5, 5, 70),
+)
 """T, B, I, H: odd tails of every vector width, row blocks of every height, one and several chunks of steps, weights
 packed and read in place."""
 

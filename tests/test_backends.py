@@ -259,3 +259,8 @@ def test_few_steps_of_a_wide_layer_go_to_torch() -> None:
 
     assert chosen(nn.GRU(8, 512), 4, 1) == chosen(nn.RNN(8, 512), 1, 64) == chosen(nn.GRU(8, 128), 1, 1) == "aten"
     assert chosen(nn.GRU(8, 512), 4, 8) == chosen(nn.LSTM(8, 512), 4, 1) == chosen(nn.GRU(8, 127), 1, 1) == "cpu"
+
+
+def test_explain_refuses_what_is_no_layer() -> None:
+    with pytest.raises(TypeError, match="Expected a GRU, LSTM or RNN layer, got GRUCell"):
+        backends.explain(nn.GRUCell(3, 4), torch.ones(2, 3))

@@ -90,3 +90,10 @@ def test_command() -> None:
     assert "backends" in done.stdout
     refused = subprocess.run([sys.executable, "-m", "fusedrnn", "--x"], cwd=ROOT, capture_output=True, check=False)
     assert refused.returncode == 2
+
+
+def test_without_torch_the_command_that_mends_it_is_named() -> None:
+    code = "import sys; sys.modules['torch'] = None; import runpy; runpy.run_module('fusedrnn', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith(f"run `{sys.executable} -m pip install torch`"), done.stderr
