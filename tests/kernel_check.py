@@ -31,6 +31,9 @@ SIZES = (
 """T, B, I, H: odd tails of every vector width, row blocks of every height, one and several chunks of steps, weights
 packed and read in place."""
 
+SHARED = ((3, 5, 4, 50), (5, 64, 3, 70))
+"""For several threads, which get rows, units and streams of their own; backward too has several chunks of steps."""
+
 
 @dataclass
 class Case:
@@ -136,17 +139,22 @@ def _compare(found: list[Tensor], want: list[Tensor], dtype: torch.dtype) -> Non
 
 def check_all(sizes: tuple[tuple[int, int, int, int], ...]) -> int:
     """Every cell and direction at these sizes, with both masks and with none; returns the number of cases."""
-    cases = [
-        make(cell, directions, size, masked, masked)
-        for cell, directions, size, masked in itertools.product(CELLS, (1, 2), sizes, (False, True))
-    ]
-    for case in cases:
-        check_layer(case)
-        check_scan(case)
-    return len(cases)
+    number = 0
+    for size, cell, directions, masked in itertools.product(sizes, CELLS, (1, 2), (False, True)):
+        case = make(cell, directions, size, masked, masked)
+        for check in (check_layer, check_scan):
+            try:
+                check(case)
+            except AssertionError as error:
+                masks = "lengths and reset" if masked else "no masks"
+                what = f"{check.__name__}, {cell.name}, {directions}-directional, T B I H = {size}, {masks}"
+                raise AssertionError(f"{what}: {error}") from error
+        number += 1
+    return number
 
 
 if __name__ == "__main__":
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, 4):
         torch.set_num_threads(threads)
-        print(ops.instruction_set, threads, check_all(SIZES[threads - 1 :: 3]), "cases right")
+        sizes = SIZES[threads - 1 :: 4] + (SHARED if threads > 1 else ())
+        print(ops.instruction_set, threads, check_all(sizes), "cases right")
