@@ -13,7 +13,7 @@ CODE := $(shell find csrc tools -type f -not -name '*.pyc') setup.py pyproject.t
 CUDA := $(shell find csrc -name '*.cu')
 CUDA_ARCHS ?= 80 90a
 
-.PHONY: help setup study test test-fast check bench gpu kernels-check clean
+.PHONY: help setup study test test-fast check bench gpu kernels-check mutations clean
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1: \2/p' Makefile
 
@@ -40,6 +40,8 @@ else
 	for kernel in $(CUDA); do for arch in $(CUDA_ARCHS); do echo "nvcc sm_$$arch $$kernel"; \
 	  nvcc -std=c++20 -O3 -Icsrc -Xptxas=-v,-warn-spills -arch=sm_$$arch -cubin $$kernel -o /dev/null || exit 1; done; done
 endif
+mutations: setup ## compile the CPU kernel with one fault at a time, every wait for other threads left out among them
+	$(PY) tools/mutate.py
 clean: ## remove .venv and everything built
 	rm -rf .venv build dist *.egg-info fusedrnn/*.so fusedrnn/_build.json .mypy_cache .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +

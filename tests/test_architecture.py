@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import sys
 from collections.abc import Iterator
@@ -117,6 +118,21 @@ def test_only_the_planner_module_knows_python() -> None:
         if path.suffix in {".h", ".cpp", ".cu"} and re.search(r"#include [<\"](pybind11|Python\.h)", path.read_text())
     }
     assert knowing == {"csrc/plan_module.cpp"}
+
+
+def test_mutations_find_their_places() -> None:
+    """`make mutations` tries them; here only that each still fits the kernel, and that no wait is missed."""
+    spec = importlib.util.spec_from_file_location("mutate", ROOT / "tools" / "mutate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    mutate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mutate)
+    sources = mutate.read()
+    waits = sum(text.count(".wait()") for text in sources.values())
+    _, names = mutate.mutated(sources)
+    assert len(names) == len(set(names)) == waits + len(mutate.MUTATIONS)
+    with pytest.raises(ValueError, match="mend"):
+        mutate.mutated(sources | {mutate.BARRIER: "#pragma once\n"})
 
 
 def test_files_are_short() -> None:
