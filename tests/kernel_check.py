@@ -31,7 +31,7 @@ SIZES = (
 """T, B, I, H: odd tails of every vector width, row blocks of every height, one and several chunks of steps, weights
 packed and read in place."""
 
-SHARED = ((3, 5, 4, 50), (5, 64, 3, 70))
+SHARED = ((3, 5, 4, 50), (2, 3, 16, 96), (5, 64, 3, 70))
 """For several threads, which get rows, units and streams of their own; backward too has several chunks of steps."""
 
 
