@@ -6,10 +6,12 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <cstring>
 #include <initializer_list>
 #include <optional>
 #include <type_traits>
 
+#include "cpu/pool.h"
 #include "recurrence.h"
 
 namespace fusedrnn {
@@ -32,7 +34,13 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type) {
                                                     : aoti_torch_dtype_bfloat16();
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(), strides, dtype,
                                                   aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+  const Tensor fresh(handle);
+  if (cpu::poisoned() && step)  // torch's own filling, of deterministic mode, does not reach this function
+    std::memset(fresh.mutable_data_ptr(), cpu::kPoison,
+                size_t(step) * (type == ScalarType::Double  ? 8
+                                : type == ScalarType::Float ? 4
+                                                            : 2));
+  return fresh;
 }
 
 inline Tensor as_type(const Tensor& t, ScalarType type) {

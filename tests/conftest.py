@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+
+os.environ.setdefault("FUSEDRNN_POISON", "1")  # the library asks once: before it is imported
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from fusedrnn import spec
 
 @pytest.fixture(autouse=True)
 def _start() -> Iterator[None]:
-    """One seed, and NaN in every torch.empty, of Python and of the ops: what reads what nobody wrote fails."""
+    """One seed, and NaN in every torch.empty; FUSEDRNN_POISON does it for the ops. What nobody wrote shows."""
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)
     assert torch.empty(1).isnan(), "torch no longer fills memory in deterministic mode: find another way to poison it"

@@ -274,6 +274,7 @@ REFUSED = [
     ({"lengths": torch.zeros(2, 3, dtype=torch.int64)}, r"lengths: expected \[1, 3\]"),
     ({"reset": torch.zeros(2, 3, 1)}, "reset: expected bool"),
     ({"gates_x": torch.zeros(2, 3, 1, 12, dtype=torch.float16)}, "float32, float64 and bfloat16"),
+    ({"gates_x": torch.zeros(0, 3, 1, 12)}, "expected at least one step"),
 ]
 
 
@@ -308,6 +309,7 @@ def test_layer_refuses_what_does_not_fit() -> None:
         (torch.zeros(2, 3, 5), weights[:1] * 3, "expected 2 weights a direction, got 3"),
         (torch.zeros(2, 3, 5), [weights[0].double(), weights[1]], "w_ih: expected the dtype"),
         (torch.zeros(3, 5), weights, r"expected x \[T, B, I\]"),
+        (torch.zeros(0, 3, 5), weights, "expected at least one step"),
     ):
         with pytest.raises(RuntimeError, match=text):
             ops.layer(x, None, None, given, None, None, 0, False, False, False)

@@ -27,6 +27,7 @@ struct LayerProblem {
     const int64_t T = x.size(0), B = x.size(1), I = x.size(2), H = weights[1].size(1), G = cell_gates(int(cell));
     problem = {int(cell), int(D), T, B, D, H, I};
     STD_TORCH_CHECK(I > 0, "fusedrnn: x: expected at least one input feature");
+    STD_TORCH_CHECK(T > 0, "fusedrnn: x: expected at least one step");
     check_shape("x", x, {T, B, I});
     for (int64_t d = 0; d < D; d++) {
       const Tensor* w = &weights[d * per_direction];
@@ -110,7 +111,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer(const Tensor& x, const 
         [&](const Plan& plan) { return k.forward_scratch(f.problem, plan); },
         [&](int thread) { k.forward(f, thread); });
   };
-  if (T && B) compute == ScalarType::Double ? run(0.) : run(0.f);
+  if (B) compute == ScalarType::Double ? run(0.) : run(0.f);
   return {as_type(y, l.type), as_type(hn, l.type), as_type(cs, l.type), as_type(cn, l.type), kept};
 }
 
@@ -170,7 +171,7 @@ std::vector<Tensor> layer_backward(const OptionalTensor& dy, const OptionalTenso
         [&](const Plan& plan) { return k.backward_scratch(f.problem, plan, want_x, want_weights); },
         [&](int thread) { k.backward(f, thread); });
   };
-  if (T && B) {
+  if (B) {
     compute == ScalarType::Double ? run(0.) : run(0.f);
   } else {
     for (Tensor& dw : dweights) torch::stable::zero_(dw);

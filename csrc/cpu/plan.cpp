@@ -72,8 +72,7 @@ Plan plan_backward(const Problem& p, int gates, int element_bytes, const Machine
                 ring_rows = p.H >= 512 ? 2 * kRingRows : kRingRows;
   plan.chunk = std::max<int64_t>(std::min<int64_t>(2, p.T), std::min(p.T, ceil_div(ring_rows, rows)));
   const int64_t lanes = machine.vector_bytes / element_bytes;
-  plan.in_place =
-      p.T <= kStepsInPlace && p.T * p.H <= kUnitStepsInPlace && p.H % lanes == 0 && p.I % lanes == 0;
+  plan.in_place = p.T <= kStepsInPlace && p.T * p.H <= kUnitStepsInPlace && p.H % lanes == 0 && p.I % lanes == 0;
   return plan;
 }
 }  // namespace fusedrnn::cpu

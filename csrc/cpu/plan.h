@@ -16,9 +16,9 @@ struct Machine {
 
 struct Plan {
   int streams = 1, batches = 1,
-      columns = 1;    // threads = product; only threads that share a stream and its rows wait for each other
-  int64_t chunk = 1;  // time steps whose input projection (forward), or dW and dx (backward), is done at once
-  int lstm_cols = 4;  // forward: width of an LSTM weight block, 4 or 2 vectors
+      columns = 1;        // threads = product; only threads that share a stream and its rows wait for each other
+  int64_t chunk = 1;      // time steps whose input projection (forward), or dW and dx (backward), is done at once
+  int lstm_cols = 4;      // forward: width of an LSTM weight block, 4 or 2 vectors
   bool in_place = false;  // weights are read as they lie, not packed: there is too little to do with them
   int threads() const { return streams * batches * columns; }
 };

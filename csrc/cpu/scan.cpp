@@ -50,6 +50,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
   const bool lstm = cell == kLstm;
   check_type(type);
   STD_TORCH_CHECK(S % directions == 0, "fusedrnn: expected a multiple of ", directions, " streams, got ", S);
+  STD_TORCH_CHECK(T > 0, "fusedrnn: gates_x: expected at least one step");
   check_shape("gates_x", gates_x, {T, B, S, G * H});
   check_like("weight_hh", weight_hh, {S, G * H, H}, type);
   check_like("bias_hh", bias_hh, {S, G * H}, type);
@@ -81,7 +82,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
         [&](const Plan& plan) { return k.forward_scratch(f.problem, plan); },
         [&](int thread) { k.forward(f, thread); });
   };
-  if (T && B) compute == ScalarType::Double ? run(0.) : run(0.f);
+  if (B) compute == ScalarType::Double ? run(0.) : run(0.f);
   return {as_type(y, type), as_type(hn, type), as_type(gates, type), as_type(cs, type), as_type(cn, type)};
 }
 
@@ -97,6 +98,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
   const ScalarType type = y.scalar_type(), compute = compute_type(type);
   const bool lstm = cell == kLstm, gru = cell == kGru;
   check_type(type);
+  STD_TORCH_CHECK(T > 0, "fusedrnn: y: expected at least one step");
   STD_TORCH_CHECK(S % directions == 0, "fusedrnn: expected a multiple of ", directions, " streams, got ", S);
   check_like("weight_hh", weight_hh, {S, G * H, H}, type);
   if (Z) check_like("gates", gates, {T, B, S, Z * H}, type);
@@ -143,7 +145,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
         [&](const Plan& plan) { return k.backward_scratch(f.problem, plan, false, false); },
         [&](int thread) { k.backward(f, thread); });
   };
-  if (T && B) compute == ScalarType::Double ? run(0.) : run(0.f);
+  if (B) compute == ScalarType::Double ? run(0.) : run(0.f);
   return {as_type(dgates_x, type), as_type(dh0, type), as_type(dc0, type), as_type(dq, type)};
 }
 
