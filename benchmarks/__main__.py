@@ -14,7 +14,7 @@ from . import compare, figures, report
 from .cases import CELLS, CLASSES, DTYPES, FIGURE_SHAPES, MODES, Case
 from .data import DataError, phrase_corpus, read_vectors
 from .progress import Progress
-from .providers import FUSED, FUSED_CPU
+from .providers import FUSED, FUSED_CPU, PROVIDERS
 from .record import Recorder, RecordError, environment, environment_json, read_rows, write_whole
 from .studies import STUDIES
 from .studies.base import Budget, Context
@@ -60,6 +60,12 @@ def parser() -> argparse.ArgumentParser:
     study.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of the results (default: %(default)s)")
 
     own = commands.add_parser("compare", help="one's own shape: a table in less than half a minute")
+    own.add_argument(
+        "--provider",
+        action="append",
+        choices=list(PROVIDERS),
+        help="whom to time beside nn; may be repeated (default: fusedrnn, and the reference where it is quick)",
+    )
     own.add_argument("--cell", choices=list(CLASSES), default="gru")
     for name, default in (("input", 256), ("hidden", 256), ("batch", 64), ("steps", 512), ("layers", 1)):
         own.add_argument(f"--{name}", type=int, default=default)
@@ -72,12 +78,14 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument(
         "--reference",
         action=argparse.BooleanOptionalAction,
-        help="the reference loop too (default: where it takes less than a second)",
+        help="the reference loop too (default: where it takes less than a second, and no --provider is given)",
     )
     own.add_argument(
-        "--peak", action=argparse.BooleanOptionalAction, default=True, help="peak memory, in processes of its own"
+        "--peak",
+        action=argparse.BooleanOptionalAction,
+        help="peak memory, in processes of its own (default: where the budget allows)",
     )
-    own.add_argument("--budget", type=float, default=13.0, metavar="S", help="seconds of measuring")
+    own.add_argument("--budget", type=float, default=compare.BUDGET_S, metavar="S", help="seconds for the whole table")
 
     aims = commands.add_parser("figures", help="the ratios to reach, row by row; takes up a run that was cut off")
     aims.add_argument("--cells", type=_words(CELLS), default=list(CELLS))
@@ -178,7 +186,8 @@ def run_compare(options: argparse.Namespace) -> int:
         options.dtype,
         options.ragged,
     )
-    print(compare.run(case, budget_s=options.budget, reference=options.reference, peak=options.peak))
+    wanted = [PROVIDERS[name] for name in options.provider or ()]
+    print(compare.run(case, wanted, budget_s=options.budget, reference=options.reference, peak=options.peak))
     return 0
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -21,6 +22,8 @@ from .providers import NN, Call, Provider, inputs, twin
 
 SAMPLE_S = 4e-3
 """A sample lasts at least about this long: shorter calls are timed in bursts."""
+LONG_SHARE = 20
+"""With a deadline, a call longer than this part of what is left is warmed once."""
 GATE_FLOP = 60e9
 """A gate in float64 may cost this much; a larger case is gated on fewer time steps of the same layer."""
 
@@ -77,21 +80,30 @@ def compare(
 
 
 def gate(provider: Provider, case: Case) -> str | None:
-    """Runs outputs and every gradient of a provider against nn in float64; returns why it is wrong, or None.
+    """Why a provider's outputs or gradients are wrong, or None."""
+    return gates([provider], case)[provider.name]
 
-    Too large a case is checked on its first steps, of the same layer and batch. What the provider raises is its
-    reason too.
+
+def gates(providers: Iterable[Provider], case: Case, flop: float = GATE_FLOP) -> dict[str, str | None]:
+    """Runs outputs and every gradient of providers against nn in float64; by name, why they are wrong, or None.
+
+    A case that costs more than `flop` is checked on its first steps, of the same layer and batch. What a provider
+    raises is its reason too.
     """
-    short = replace(case, T=max(1, min(case.T, int(case.T * GATE_FLOP / case.flop("train")))))
+    short = replace(case, T=max(1, min(case.T, int(case.T * flop / case.flop("train")))))
     layer = twin(short)
     data = inputs(short)
     truth = Call(NN, copy.deepcopy(layer).double(), data.to(torch.float64)).results()
     baseline = Call(NN, layer, data).results()
-    try:
-        result = Call(provider, provider.build(short, layer), data).results()
-    except Exception as error:  # a study goes on without this provider, and records why
-        return f"{type(error).__name__}: {error}"
-    return compare(result, baseline, truth)
+    reasons: dict[str, str | None] = {}
+    for provider in providers:
+        try:
+            result = Call(provider, provider.build(short, layer), data).results()
+        except Exception as error:  # a study goes on without this provider, and records why
+            reasons[provider.name] = f"{type(error).__name__}: {error}"
+        else:
+            reasons[provider.name] = compare(result, baseline, truth)
+    return reasons
 
 
 @contextmanager
@@ -112,24 +124,34 @@ def burst_of(seconds: float) -> int:
 
 
 def alternate(
-    calls: Mapping[str, Callable[[], object]], budget_s: float, *, min_rounds: int = 5, max_rounds: int = 300
+    calls: Mapping[str, Callable[[], object]],
+    budget_s: float,
+    *,
+    min_rounds: int = 5,
+    max_rounds: int = 300,
+    deadline: float = math.inf,
 ) -> dict[str, list[float]]:
     """Seconds a call, by name: all warmed, then in turn, the order turned round every time; samples i are a pair.
 
-    At least `min_rounds` samples are taken, two where even those would take three times the budget.
+    At least `min_rounds` samples are taken, two where even those would take three times the budget. Warming is not
+    part of the budget. A `deadline`, of `time.perf_counter`, holds for everything: long calls are warmed once, and
+    no round begins that would end behind it, but for the first.
     """
     repeats: dict[str, int] = {}
     for name, call in calls.items():
-        call()
-        start = time.perf_counter()
-        call()
-        repeats[name] = burst_of(time.perf_counter() - start)
+        seconds = _seconds(call)
+        if seconds < (deadline - time.perf_counter()) / LONG_SHARE:
+            seconds = _seconds(call)
+        repeats[name] = burst_of(seconds)
     order, samples = list(calls), {name: list[float]() for name in calls}
-    begun = time.perf_counter()
+    begun = last = time.perf_counter()
     with no_collector():
         for round_ in range(max_rounds):
-            spent = time.perf_counter() - begun
+            now = time.perf_counter()
+            spent, round_s, last = now - begun, now - last, now
             if (spent >= budget_s and round_ >= min_rounds) or (spent >= 3 * budget_s and round_ >= 2):
+                break
+            if round_ and now + round_s > deadline:
                 break
             for name in order if round_ % 2 else reversed(order):
                 call, count = calls[name], repeats[name]

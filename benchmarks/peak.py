@@ -10,6 +10,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from .cases import Case
@@ -19,8 +20,9 @@ STEPS = 2
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def peak_bytes(providers: list[Provider], case: Case) -> dict[str, int | str]:
-    """Bytes by provider, or why there are none; the processes run side by side."""
+def peak_bytes(providers: list[Provider], case: Case, timeout_s: float = 60) -> dict[str, int | str]:
+    """Bytes by provider, or why there are none; the processes run side by side and have `timeout_s` together."""
+    deadline = time.monotonic() + timeout_s
     argument = json.dumps(dataclasses.asdict(case))
     started = {}
     for provider in providers:
@@ -31,10 +33,11 @@ def peak_bytes(providers: list[Provider], case: Case) -> dict[str, int | str]:
     results: dict[str, int | str] = {}
     for name, process in started.items():
         try:
-            out, complaint = process.communicate(timeout=60)
+            out, complaint = process.communicate(timeout=max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
-            out, complaint = "", "took more than a minute"
+            process.communicate()
+            out, complaint = "", f"took more than {timeout_s:.0f} s"
         lines = complaint.strip().splitlines() or ["no answer"]
         results[name] = int(out) if out.strip().isdecimal() else lines[-1]
     return results

@@ -92,8 +92,9 @@ def _fused(name: str, backend: str) -> Provider:
 NN = Provider("nn", lambda case, source: source, _torch_forward)
 FUSED = _fused("fusedrnn", "auto")
 FUSED_CPU = _fused("fusedrnn-cpu", "cpu")
+FUSED_ATEN = _fused("fusedrnn-aten", "aten")
 REFERENCE = _fused("reference", "reference")
-PROVIDERS = {provider.name: provider for provider in (NN, FUSED, FUSED_CPU, REFERENCE)}
+PROVIDERS = {provider.name: provider for provider in (NN, FUSED, FUSED_CPU, FUSED_ATEN, REFERENCE)}
 
 
 class Call:

@@ -103,6 +103,27 @@ def test_a_planted_sleep_shows_up():
     assert measure.quartiles(measure.ratios(samples["slow"], samples["fast"]))[0] > 10
 
 
+def test_a_deadline_holds_where_one_call_is_slow():
+    calls = []
+
+    def slow():
+        calls.append(time.sleep(0.1))
+
+    samples = measure.alternate({"slow": slow}, 0.1, deadline=time.perf_counter() + 0.1)
+    assert len(samples["slow"]) == 1
+    assert len(calls) == 2  # one to warm, one timed
+
+
+def test_gates_share_the_truth_and_go_no_further_than_asked(monkeypatch):
+    steps = []
+    monkeypatch.setattr(measure, "inputs", lambda case: steps.append(case.T) or inputs(case))
+    wrong = _spoiled(1 + 1e-4, "output")
+    found = measure.gates([FUSED, wrong], SMALL, flop=SMALL.flop("train") / 3)
+    assert found["fusedrnn"] is None
+    assert found[wrong.name].startswith("y: ")
+    assert steps == [2]
+
+
 def test_kept_bytes_count_what_the_graph_holds():
     case = Case("rnn", 50, 4, 8, 16)
     y_bytes = case.output_bytes

@@ -343,16 +343,10 @@ def test_the_figures_table_marks_what_is_below_its_target():
     assert "1 of 2 figures reached" in table
 
 
-def test_compare_prints_a_table(capsys):
-    shape = ["--cell", "lstm", "--input", "4", "--hidden", "5", "--batch", "2", "--steps", "6", "--no-peak"]
-    assert command.main(["compare", *shape, "--budget", "0.5"]) == 0
-    out = capsys.readouterr().out
-    assert all(name in out for name in ("nn", "fusedrnn", "reference", "floor"))
-
-
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
+        (["compare", "--budget", "0.001"], "give fewer --steps or --budget"),
         (["study", "text", "--data", "absent.tsv"], "cannot read absent.tsv: No such file"),
         (["study", "speed"], "unknown study speed; there are kernels, text"),
         (["compare", "--hidden", "0"], "sizes must be at least 1"),
