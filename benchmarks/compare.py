@@ -13,7 +13,7 @@ from .cases import MODES, Case
 from .measure import GATE_FLOP, alternate, ceilings, gates, kept_bytes, quartiles, ratios
 from .peak import STEPS, peak_bytes
 from .progress import Progress
-from .providers import FUSED, NN, REFERENCE, Call, Provider, chosen_backend, inputs, twin
+from .providers import FUSED, NN, REFERENCE, Call, Provider, inputs, twin
 
 REFERENCE_SECONDS = 1.0
 """The reference loop takes part where one training step of it is estimated below this."""
@@ -105,7 +105,7 @@ def run(
     pairs = [f"{len(samples[mode][NN.name])} pairs of {mode}" for mode in samples]
     title = f"{case.name}, {threads} threads, {', '.join(pairs)}"
     if FUSED.name in calls:
-        title += f"; backend: {chosen_backend(calls[FUSED.name].layer, data.x)}"
+        title += f"; backend: {' and '.join(dict.fromkeys(calls[FUSED.name].backend(mode) for mode in samples))}"
     return "\n".join([title, _aligned(lines), *remarks])
 
 

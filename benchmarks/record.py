@@ -64,7 +64,8 @@ class Row:
     @property
     def key(self) -> tuple[Any, ...]:
         """What is measured, without what came out."""
-        return (self.study, self.case, self.threads, self.provider, self.mode, self.seed, self.epoch, self.metric)
+        what = (self.metric, self.unit)
+        return (self.study, self.case, self.threads, self.provider, self.mode, self.seed, self.epoch, *what)
 
 
 _SIZES = ("cell", "T", "B", "I", "H", "L", "D", "dtype")
