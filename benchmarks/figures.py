@@ -11,6 +11,7 @@ from .providers import NN, PROVIDERS
 from .record import Row, write_whole
 
 STUDY = "figures"
+BEYOND = "†"
 
 
 def grid(cells: Sequence[str], shapes: Sequence[int]) -> list[Case]:
@@ -51,12 +52,14 @@ def run(
 
 def markdown(rows: Sequence[Row]) -> str:
     """A table a pair of providers."""
-    lines = [line for unit, found in paired.by_unit(rows).items() for line in _table(unit, found)]
-    return "\n".join([*(lines or ["# Nothing measured", ""]), *paired.failures(rows)]) + "\n"
+    lines = [line for unit, found in paired.by_unit(rows).items() for line in _table(unit, found, rows)]
+    return "\n".join([*(lines or ["# Nothing measured", ""]), *paired.failures(rows)]).rstrip() + "\n"
 
 
-def _table(unit: str, found: Sequence[Row]) -> list[str]:
-    """A line a shape and cell, each cell of it: measured (quartiles) of target."""
+def _table(unit: str, found: Sequence[Row], rows: Sequence[Row]) -> list[str]:
+    """A line a shape and cell, each cell of it: measured (quartiles) of target, and the share of the floor."""
+    base, _, ours = unit.partition("/")
+    times = paired.Times(rows)
     by_place = {(row.case, row.threads, row.mode): row for row in found}
     columns = [(mode, count) for mode in MODES for count in sorted({row.threads for row in found}, reverse=True)]
     header = [
@@ -65,8 +68,8 @@ def _table(unit: str, found: Sequence[Row]) -> list[str]:
         *(f"{mode}, {count} threads" if count > 1 else f"{mode}, 1 thread" for mode, count in columns),
     ]
     lines = [f"# {paired.title(unit)}: measured (quartiles), beside the figure to reach", ""]
-    lines += [*paired.machines(found), "", f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
-    short, total = 0, 0
+    lines += [*paired.machines(rows), "", f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
+    short, total, beyond, floors = 0, 0, 0, False
     for name in dict.fromkeys(row.case for row in found):
         cells = []
         for mode, count in columns:
@@ -78,11 +81,18 @@ def _table(unit: str, found: Sequence[Row]) -> list[str]:
             below = aim is not None and row.p50 < aim
             total += aim is not None
             short += below
-            text = paired.with_quartiles(row) + (f" of {aim:g}" if aim else "")
-            cells.append(f"**{text}**" if below else text)
+            most = times.over_floor(row, base)  # the ratio of a kernel that runs at the floor
+            out_of_reach = aim is not None and most is not None and aim > most
+            beyond += out_of_reach
+            text = paired.with_quartiles(row) + (f" of {aim:g}" if aim else "") + BEYOND * out_of_reach
+            share = times.share(row, ours)
+            floors = floors or bool(share)
+            cells.append((f"**{text}**" if below else text) + (f", {share}" if share else ""))
         first = next(row for row in found if row.case == name)
         lines.append(f"| {first.T}, {first.B}, {first.I}, {first.H} | {first.cell} | {' | '.join(cells)} |")
-    return [*lines, "", *([f"{total - short} of {total} figures reached; the others are bold.", ""] if total else [])]
+    notes = [f"{total - short} of {total} figures reached; the others are bold."] * bool(total)
+    notes += [f"{beyond} ({BEYOND}) ask for less time than the machine's floor."] * bool(beyond)
+    return [*lines, "", *([" ".join(notes), ""] if notes else []), *([paired.FLOOR, ""] if floors else [])]
 
 
 def _aim(row: Row) -> float | None:

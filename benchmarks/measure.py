@@ -177,8 +177,8 @@ def ceilings(threads: int) -> tuple[float, float]:
     try:
         a, b, c = (torch.ones(1024, 1024) for _ in range(3))
         source, target = torch.ones(1 << 24), torch.empty(1 << 24)
-        product = min(_seconds(lambda: torch.mm(a, b, out=c)) for _ in range(12))
-        copying = min(_seconds(lambda: target.copy_(source)) for _ in range(6))
+        product = min(_seconds(lambda: torch.mm(a, b, out=c)) for _ in range(30))
+        copying = min(_seconds(lambda: target.copy_(source)) for _ in range(8))
         return 2 * 1024**3 / product, 2 * source.nbytes / copying
     finally:
         torch.set_num_threads(before)

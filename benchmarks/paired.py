@@ -15,10 +15,16 @@ from pathlib import Path
 import torch
 
 from .cases import Case
-from .measure import alternate, gates, ratios
+from .measure import alternate, ceilings, gates, ratios
 from .progress import Progress
 from .providers import NN, Call, Provider, inputs, twin
 from .record import Recorder, RecordError, Row, cpu_name, environment_json, isa, measured, remark, write_whole
+
+CEILINGS = ("FLOP/s", "bytes/s")
+FLOOR = (
+    "The floor is the larger of FLOP and least traffic, each over this machine's ceiling; N % is the floor over our "
+    "time (above 100 % where operands stay in the cache, which the traffic does not allow for)."
+)
 
 
 @dataclass(frozen=True)
@@ -71,11 +77,20 @@ def run(plan: Plan, out: Path, *, overwrite: bool, write: Callable[[Sequence[Row
                     if failed.key not in recorder.keys:
                         recorder.add(failed)
                     continue
-                recorder.add(*_measure(plan, case, mode, count))
+                recorder.add(*_measure(plan, case, mode, count, _ceilings(plan.study, recorder, count)))
         finally:
             torch.set_num_threads(before)
             progress.close()
             write(recorder.rows)
+
+
+def _ceilings(study: str, recorder: Recorder, threads: int) -> tuple[float, float]:
+    """This machine's best product and copy, in FLOP/s and bytes/s: as recorded, or measured and recorded now."""
+    known = {row.unit: row.p50 for row in recorder.rows if row.metric == "ceiling" and row.threads == threads}
+    if set(known) != set(CEILINGS):
+        known = dict(zip(CEILINGS, ceilings(threads), strict=True))
+        recorder.add(*(measured(study, "ceiling", unit, [known[unit]], "machine", threads=threads) for unit in known))
+    return known["FLOP/s"], known["bytes/s"]
 
 
 def _refused(plan: Plan, case: Case) -> str | None:
@@ -83,7 +98,7 @@ def _refused(plan: Plan, case: Case) -> str | None:
     return next((f"{name}: {reason}" for name, reason in gates(sides, case).items() if reason), None)
 
 
-def _measure(plan: Plan, case: Case, mode: str, threads: int) -> list[Row]:
+def _measure(plan: Plan, case: Case, mode: str, threads: int, best: tuple[float, float]) -> list[Row]:
     layer, data = twin(case), inputs(case)
     # a layer of its own for each: sharing weights would let one provider's step warm the other's caches
     calls = {p.name: Call(p, p.build(case, copy.deepcopy(layer)), data) for p in (plan.base, plan.ours)}
@@ -94,6 +109,9 @@ def _measure(plan: Plan, case: Case, mode: str, threads: int) -> list[Row]:
         note = call.backend(mode) if hasattr(call.layer, "backend") else ""
         milliseconds = [1e3 * s for s in samples[name]]
         rows.append(measured(plan.study, "time", "ms", milliseconds, case, provider=name, note=note, **where))
+    if case.dtype == "fp32":  # the ceiling is float32's
+        floor = [1e3 * case.floor_s(mode, *best)]
+        rows.append(measured(plan.study, "time", "ms", floor, case, provider="floor", **where))
     paired = ratios(samples[plan.base.name], samples[plan.ours.name])
     # the ratio last: a row that is there means that its times are there
     today = f"at {time.strftime('%Y-%m-%d')}"
@@ -119,8 +137,41 @@ def with_quartiles(row: Row) -> str:
     return f"{row.p50:.2f} ({row.p25:.2f}-{row.p75:.2f})"
 
 
+class Times:
+    """Median milliseconds of recorded rows."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = {(r.case, r.threads, r.mode, r.provider): r for r in rows if r.metric == "time"}
+
+    def row(self, ratio: Row, provider: str) -> Row | None:
+        return self._rows.get((ratio.case, ratio.threads, ratio.mode, provider))
+
+    def over_floor(self, ratio: Row, provider: str) -> float | None:
+        """A provider's time over the machine's floor, where both are known."""
+        time_, floor = self.row(ratio, provider), self.row(ratio, "floor")
+        return time_.p50 / floor.p50 if time_ and floor and floor.p50 else None
+
+    def share(self, ratio: Row, provider: str) -> str:
+        """Of the floor that a provider reaches, in percent."""
+        over = self.over_floor(ratio, provider)
+        return f"{100 / over:.0f} %" if over else ""
+
+
 def machines(rows: Sequence[Row]) -> list[str]:
-    return [f"{cpu} ({isa})." for cpu, isa in sorted({(row.cpu, row.isa) for row in rows})]
+    """A line a machine, with its ceilings."""
+    lines = []
+    for cpu, isa_ in sorted({(row.cpu, row.isa) for row in rows}):
+        best: dict[int, dict[str, float]] = {}
+        for row in rows:
+            if row.metric == "ceiling" and (row.cpu, row.isa) == (cpu, isa_):
+                best.setdefault(row.threads, {})[row.unit] = row.p50
+        text = [
+            f"{found['FLOP/s'] / 1e9:.0f} GFLOP/s and {found['bytes/s'] / 1e9:.0f} GB/s with threads: {threads}"
+            for threads, found in sorted(best.items(), reverse=True)
+            if set(found) == set(CEILINGS)
+        ]
+        lines.append(f"{cpu} ({isa_})" + (f"; its ceilings: {', '.join(text)}." if text else "."))
+    return lines
 
 
 def failures(rows: Sequence[Row]) -> list[str]:

@@ -43,22 +43,22 @@ def run(
 
 def markdown(rows: Sequence[Row]) -> str:
     """Of each pair of providers: how many ratios are too low, by mode and thread count, then every row, worst first."""
-    times = {(row.case, row.threads, row.mode, row.provider): row for row in rows if row.metric == "time"}
+    times = paired.Times(rows)
     lines = []
     for unit, found in paired.by_unit(rows).items():
         base, _, ours = unit.partition("/")
-        lines += [f"# {paired.title(unit)} over other shapes and options", "", *paired.machines(found), ""]
-        lines += [_verdict(found), "", *_summary(found), ""]
-        header = (paired.title(unit), "case", "mode", "threads", f"{base}, ms", f"{ours}, ms", "backend")
+        lines += [f"# {paired.title(unit)} over other shapes and options", "", *paired.machines(rows), ""]
+        lines += [_verdict(found), "", *_summary(found), "", paired.FLOOR, ""]
+        header = (paired.title(unit), "case", "mode", "threads", f"{base}, ms", f"{ours}, ms", "of floor", "backend")
         lines += _markdown_head(header)
         for row in sorted(found, key=lambda row: row.p50):
-            theirs, own = (times.get((row.case, row.threads, row.mode, name)) for name in (base, ours))
+            theirs, own = (times.row(row, name) for name in (base, ours))
             ratio = paired.with_quartiles(row)
             cells = [f"**{ratio}**" if row.p50 < SLOWER else ratio, row.case, row.mode, str(row.threads)]
-            cells += [_ms(theirs), _ms(own), own.note if own else ""]
+            cells += [_ms(theirs), _ms(own), times.share(row, ours), own.note if own else ""]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
-    return "\n".join([*(lines or ["# Nothing measured", ""]), *paired.failures(rows)]) + "\n"
+    return "\n".join([*(lines or ["# Nothing measured", ""]), *paired.failures(rows)]).rstrip() + "\n"
 
 
 def _verdict(found: Sequence[Row]) -> str:

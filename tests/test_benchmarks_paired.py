@@ -97,6 +97,21 @@ def test_the_figures_table_marks_what_is_below_its_target():
     assert "1 of 2 figures reached" in table
 
 
+def test_the_figures_table_says_what_share_of_the_floor_is_reached_and_what_is_out_of_reach():
+    case = Case("gru", *cases.FIGURE_SHAPES[0])
+    where = {"mode": "train", "threads": 1}
+    rows = [measured("figures", "ceiling", unit, [1e11], "machine", threads=1) for unit in paired.CEILINGS]
+    for provider, ms in (("nn", 3.0), ("fusedrnn", 2.0), ("floor", 1.6)):  # at the floor: 1.875, short of 2
+        rows.append(measured("figures", "time", "ms", [ms], case, provider=provider, **where))
+    rows.append(measured("figures", "speedup", "nn/fusedrnn", [1.5], case, provider="fusedrnn", **where))
+    table = figures.markdown([dataclasses.replace(row, isa="avx512", cpu="a CPU") for row in rows])
+    assert "| **1.50 (1.50-1.50) of 2†**, 80 % |" in table
+    assert "1 (†) ask for less time than the machine's floor" in table
+    assert "a CPU (avx512); its ceilings: 100 GFLOP/s and 100 GB/s with threads: 1." in table
+    near = [dataclasses.replace(row, p50=1.4) if row.provider == "floor" else row for row in rows]
+    assert "†" not in figures.markdown([dataclasses.replace(row, isa="avx512") for row in near])
+
+
 def test_targets_are_against_torch_alone():
     case = Case("gru", *cases.FIGURE_SHAPES[0])
     row = measured("figures", "speedup", "onnxruntime/fusedrnn", [1.0], case, mode="infer", threads=1)
@@ -110,6 +125,7 @@ def _ratio(case: Case, *values: float, backend: str = "cpu", mode: str = "infer"
     return [
         measured("sweep", "time", "ms", [2.0], case, provider="nn", **where),
         measured("sweep", "time", "ms", [1.0], case, provider="fusedrnn", note=backend, **where),
+        measured("sweep", "time", "ms", [0.25], case, provider="floor", **where),
         measured("sweep", "speedup", "nn/fusedrnn", values, case, provider="fusedrnn", **where),
     ]
 
@@ -120,7 +136,9 @@ def test_the_sweep_table_has_the_worst_on_top():
     rows += _ratio(other, 0.8, 0.9, 1.2, mode="train")
     table = sweep.markdown(rows)
     lines = [line for line in table.splitlines() if line.startswith("|") and "fp32" in line]
-    assert lines[0].startswith("| **0.70 (0.60-0.80)** | gru T6 B3 I4 H5 packed fp32 | infer | 2 | 2 | 1 | aten |")
+    assert lines[0].startswith(
+        "| **0.70 (0.60-0.80)** | gru T6 B3 I4 H5 packed fp32 | infer | 2 | 2 | 1 | 25 % | aten |"
+    )
     assert "**0.90" in lines[1]
     assert lines[2].startswith("| 2.00 (1.95-2.05) | gru T6 B3 I4 H5 fp32")
     assert "**2 of 3 below 0.95**, 1 of them with the upper quartile too. Lowest: 0.70" in table
@@ -155,6 +173,14 @@ def test_the_sweep_is_taken_up_and_keeps_pairs_of_providers_apart(tmp_path, caps
     titles = [line for line in (tmp_path / "sweep.md").read_text().splitlines() if line.startswith("#")]
     assert [line.split(" over")[0] for line in titles] == ["# nn / fusedrnn", "# fusedrnn-aten / fusedrnn-cpu"]
     assert (tmp_path / "sweep.env.json").exists()
+    rows = read_rows(tmp_path / "sweep.csv")
+    assert [row.unit for row in rows if row.metric == "ceiling"] == ["FLOP/s", "bytes/s"]  # once, for all three runs
+    for row in rows:
+        if row.provider == "floor":
+            best = [r.p50 for r in rows if r.metric == "ceiling"]
+            case = dataclasses.replace(SMALL, packed="packed" in row.case)
+            assert row.p50 == pytest.approx(1e3 * case.floor_s(row.mode, *best), rel=1e-4)
+    assert sum(row.provider == "floor" for row in rows) == 8
 
 
 def test_a_provider_that_fails_its_gate_is_recorded_once(tmp_path, monkeypatch):
