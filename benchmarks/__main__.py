@@ -1,4 +1,4 @@
-"""Command line of the laboratory: `python -m benchmarks {study,compare,figures,sweep,report} --help`."""
+"""Command line of the laboratory: `python -m benchmarks {study,compare,figures,sweep,peak,report} --help`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from . import compare, figures, report, sweep
+from . import compare, figures, memory, report, sweep
 from .arguments import parser
 from .cases import FIGURE_SHAPES, Case
 from .data import DataError, phrase_corpus, read_vectors
 from .progress import Progress
-from .providers import PROVIDERS
+from .providers import NN, PROVIDERS
 from .record import Recorder, RecordError, environment, environment_json, read_rows, write_whole
 from .studies import STUDIES
 from .studies.base import Budget, Context
@@ -88,8 +88,7 @@ def run_compare(options: argparse.Namespace) -> int:
 
 
 def run_figures(options: argparse.Namespace) -> int:
-    if outside := [shape for shape in options.shapes if not 0 <= shape < len(FIGURE_SHAPES)]:
-        raise DataError(f"--shapes: {outside} not in 0 to {len(FIGURE_SHAPES) - 1}")
+    _check_shapes(options)
     print(figures.run(options.out, shapes=options.shapes, **_paired(options)).read_text(encoding="utf-8"))
     return 0
 
@@ -99,6 +98,23 @@ def run_sweep(options: argparse.Namespace) -> int:
     text = table.read_text(encoding="utf-8").splitlines()
     print("\n".join(text[:SHOWN]), f"\n... all of it: {table}" if len(text) > SHOWN else "")
     return 0
+
+
+def run_peak(options: argparse.Namespace) -> int:
+    _check_shapes(options)
+    if options.provider == NN.name or options.repeats < 1:
+        raise DataError(
+            f"need a --provider beside nn, at least 1 of --repeats; got {options.provider}, {options.repeats}"
+        )
+    names = ("cells", "shapes", "threads", "provider", "repeats", "overwrite")
+    table = memory.run(options.out, **{name: getattr(options, name) for name in names})
+    print(table.read_text(encoding="utf-8"))
+    return 0
+
+
+def _check_shapes(options: argparse.Namespace) -> None:
+    if outside := [shape for shape in options.shapes if not 0 <= shape < len(FIGURE_SHAPES)]:
+        raise DataError(f"--shapes: {outside} not in 0 to {len(FIGURE_SHAPES) - 1}")
 
 
 def _paired(options: argparse.Namespace) -> dict[str, Any]:
@@ -120,6 +136,7 @@ COMMANDS = {
     "compare": run_compare,
     "figures": run_figures,
     "sweep": run_sweep,
+    "peak": run_peak,
     "report": run_report,
 }
 

@@ -79,20 +79,33 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--budget", type=float, default=compare.BUDGET_S, metavar="S", help="seconds for the whole table")
 
     aims = commands.add_parser("figures", help="the ratios to reach, row by row; takes up a run that was cut off")
-    aims.add_argument(
-        "--shapes",
-        type=_numbers,
-        default=list(range(len(FIGURE_SHAPES))),
-        help=f"indices of {FIGURE_SHAPES} (T, B, I, H)",
-    )
+    _add_shapes(aims)
     _add_paired(aims, budget_s=2.0)
 
     wide = commands.add_parser("sweep", help="the same ratio over other shapes and options, worst first")
     _add_paired(wide, budget_s=0.25)
 
+    memory = commands.add_parser("peak", help="peak memory of a training step at the shapes of figures (4 minutes)")
+    memory.add_argument("--cells", type=_words(CELLS), default=list(CELLS))
+    _add_shapes(memory)
+    memory.add_argument("--threads", type=int, help="torch's threads (default: torch's own choice)")
+    memory.add_argument("--provider", choices=list(PROVIDERS), default=FUSED.name, help="beside nn (%(default)s)")
+    memory.add_argument("--repeats", type=int, default=3, help="processes a measurement (default: %(default)s)")
+    memory.add_argument("--out", type=Path, default=DEFAULT_OUT)
+    memory.add_argument("--overwrite", action="store_true", help="measure again what is there")
+
     again = commands.add_parser("report", help="write the report again from recorded rows")
     again.add_argument("folder", nargs="?", type=Path, default=DEFAULT_OUT)
     return top
+
+
+def _add_shapes(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--shapes",
+        type=_numbers,
+        default=list(range(len(FIGURE_SHAPES))),
+        help=f"indices of {FIGURE_SHAPES} (T, B, I, H)",
+    )
 
 
 def _add_paired(command: argparse.ArgumentParser, budget_s: float) -> None:

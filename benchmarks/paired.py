@@ -18,7 +18,7 @@ from .cases import Case
 from .measure import alternate, ceilings, gates, ratios
 from .progress import Progress
 from .providers import NN, Call, Provider, inputs, twin
-from .record import Recorder, RecordError, Row, cpu_name, environment_json, isa, measured, remark, write_whole
+from .record import Recorder, Row, environment_json, measured, remark, write_whole
 
 CEILINGS = ("FLOP/s", "bytes/s")
 FLOOR = (
@@ -56,11 +56,7 @@ def run(plan: Plan, out: Path, *, overwrite: bool, write: Callable[[Sequence[Row
     before = torch.get_num_threads()
     todo = [(count, case, mode) for count in plan.threads for case in plan.cases for mode in plan.modes]
     progress = Progress(len(todo) * (1.5 * plan.budget_s + 0.5))
-    path = out / f"{plan.study}.csv"
-    with Recorder(path, resume=not overwrite) as recorder:
-        here = (cpu_name(), isa())
-        if others := {(row.cpu, row.isa) for row in recorder.rows} - {here}:
-            raise RecordError(f"{path} holds rows of {others}, this is {here}: take another --out")
+    with Recorder(out / f"{plan.study}.csv", resume=not overwrite) as recorder:
         write_whole(out / f"{plan.study}.env.json", environment_json())
         gated: dict[Case, str | None] = {}
         try:

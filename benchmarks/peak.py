@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 from .cases import Case
 from .providers import PROVIDERS, Call, Provider, inputs, twin
 
@@ -21,12 +23,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def peak_bytes(providers: list[Provider], case: Case, timeout_s: float = 60) -> dict[str, int | str]:
-    """Bytes by provider, or why there are none; the processes run side by side and have `timeout_s` together."""
+    """Bytes by provider, or why there are none, on as many threads as torch has here.
+
+    The processes run side by side and have `timeout_s` together.
+    """
     deadline = time.monotonic() + timeout_s
     argument = json.dumps(dataclasses.asdict(case))
     started = {}
     for provider in providers:
-        command = (sys.executable, "-m", "benchmarks.peak", provider.name, argument)
+        command = (sys.executable, "-m", "benchmarks.peak", provider.name, argument, str(torch.get_num_threads()))
         started[provider.name] = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -67,4 +72,5 @@ def child(provider: Provider, case: Case) -> int:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(int(sys.argv[3]))
     print(child(PROVIDERS[sys.argv[1]], Case(**json.loads(sys.argv[2]))))

@@ -131,7 +131,11 @@ def read_rows(path: Path) -> list[Row]:
 
 
 class Recorder:
-    """Appends rows, each whole on disk before the next is measured, stamped with CPU and instruction set."""
+    """Appends rows, each whole on disk before the next is measured, stamped with CPU and instruction set.
+
+    Raises:
+        RecordError: the file cannot be written, or a run to be taken up was made on another machine.
+    """
 
     def __init__(self, path: Path, *, resume: bool = False) -> None:
         self.path = path
@@ -141,6 +145,7 @@ class Recorder:
             path.parent.mkdir(parents=True, exist_ok=True)
             if resume and path.exists() and path.stat().st_size:
                 self.rows = read_rows(path)
+                self._refuse_other_machines()
                 self._end = path.read_bytes().rfind(b"\n") + 1
                 self._file = os.open(path, os.O_WRONLY)
             else:
@@ -150,6 +155,11 @@ class Recorder:
         except OSError as error:
             raise RecordError(f"cannot write {path}: {error.strerror}") from error
         self.keys = {row.key for row in self.rows}
+
+    def _refuse_other_machines(self) -> None:
+        here = (cpu_name(), isa())
+        if others := {(row.cpu, row.isa) for row in self.rows} - {here}:
+            raise RecordError(f"{self.path} holds rows of {others}, this is {here}: take another --out")
 
     def add(self, *rows: Row) -> None:
         """Writes rows.
