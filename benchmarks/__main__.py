@@ -12,7 +12,7 @@ import torch
 
 from . import compare, figures, memory, report, sweep
 from .arguments import parser
-from .cases import FIGURE_SHAPES, Case
+from .cases import FIGURE_SHAPES, MODES, Case
 from .data import DataError, phrase_corpus, read_vectors
 from .progress import Progress
 from .providers import NN, PROVIDERS
@@ -83,6 +83,8 @@ def run_compare(options: argparse.Namespace) -> int:
         options.ragged,
     )
     wanted = [PROVIDERS[name] for name in options.provider or ()]
+    if reason := next(filter(None, (provider.missing() for provider in wanted)), None):
+        raise DataError(reason)
     print(compare.run(case, wanted, budget_s=options.budget, reference=options.reference, peak=options.peak))
     return 0
 
@@ -102,10 +104,10 @@ def run_sweep(options: argparse.Namespace) -> int:
 
 def run_peak(options: argparse.Namespace) -> int:
     _check_shapes(options)
-    if options.provider == NN.name or options.repeats < 1:
-        raise DataError(
-            f"need a --provider beside nn, at least 1 of --repeats; got {options.provider}, {options.repeats}"
-        )
+    if options.provider == NN.name or "train" not in PROVIDERS[options.provider].modes:
+        raise DataError(f"--provider: expected one that trains, to stand beside nn, got {options.provider}")
+    if options.repeats < 1:
+        raise DataError(f"--repeats: expected at least 1, got {options.repeats}")
     names = ("cells", "shapes", "threads", "provider", "repeats", "overwrite")
     table = memory.run(options.out, **{name: getattr(options, name) for name in names})
     print(table.read_text(encoding="utf-8"))
@@ -118,10 +120,10 @@ def _check_shapes(options: argparse.Namespace) -> None:
 
 
 def _paired(options: argparse.Namespace) -> dict[str, Any]:
-    if options.provider == options.against:
-        raise DataError(f"--provider and --against are both {options.provider}: there is nothing to compare")
-    names = ("cells", "threads", "modes", "provider", "against", "overwrite")
-    return {name: getattr(options, name) for name in names} | {"budget_s": options.budget}
+    names = ("cells", "threads", "provider", "against", "overwrite")
+    sides = PROVIDERS[options.provider], PROVIDERS[options.against]
+    modes = options.modes or [mode for mode in MODES if all(mode in side.modes for side in sides)]
+    return {name: getattr(options, name) for name in names} | {"modes": modes, "budget_s": options.budget}
 
 
 def run_report(options: argparse.Namespace) -> int:

@@ -112,7 +112,7 @@ def _add_paired(command: argparse.ArgumentParser, budget_s: float) -> None:
     """What `figures` and `sweep` have in common."""
     command.add_argument("--cells", type=_words(CELLS), default=list(CELLS))
     command.add_argument("--threads", type=_numbers, default=[2, 1], help="counts, separated by commas (default: 2,1)")
-    command.add_argument("--modes", type=_words(MODES), default=list(MODES))
+    command.add_argument("--modes", type=_words(MODES), help="default: those that both sides do")
     command.add_argument(
         "--provider",
         choices=list(PROVIDERS),

@@ -80,17 +80,22 @@ def run(
             continue
         seconds = max(0.0, deadline - now) * share
         samples[mode] = alternate(
-            {name: getattr(call, mode) for name, call in calls.items()}, seconds, min_rounds=3, deadline=now + seconds
+            {name: getattr(call, mode) for name, call in calls.items() if mode in call.modes},
+            seconds,
+            min_rounds=3,
+            deadline=now + seconds,
         )
         step_s = sum(map(max, samples[mode].values())) * (TRAIN_SLOWER if mode == "infer" else 1)
     kept = {}
     if step_s / TRAIN_SLOWER <= max(deadline - time.perf_counter(), 0.0):
-        kept = {name: kept_bytes(call) for name, call in calls.items()}
+        kept = {name: kept_bytes(call) for name, call in calls.items() if "train" in call.modes}
     progress.show("peak memory")
     left, needed = deadline - time.perf_counter(), CHILD_S + (STEPS + 1) * step_s
     peaks: Mapping[str, int | str] = {}
     if peak or (peak is None and needed <= left):
-        peaks = peak_bytes([p for p in providers if p is not REFERENCE], case, 60 if peak else left)
+        peaks = peak_bytes(
+            [p for p in providers if p is not REFERENCE and "train" in p.modes], case, 60 if peak else left
+        )
         remarks += [f"{name}: no peak memory: {value}" for name, value in peaks.items() if isinstance(value, str)]
     elif peak is None:
         remarks.append(_left_out("peak memory", needed, left, "--peak"))

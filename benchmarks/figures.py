@@ -42,7 +42,7 @@ def run(
 
     def write(rows: Sequence[Row]) -> None:
         write_whole(out / "figures.md", markdown(rows))
-        ratios = next(iter(paired.by_unit(rows).values()), [])
+        ratios = next((found for unit, found in paired.by_unit(rows).items() if unit.startswith(f"{NN.name}/")), [])
         if ratios and (svg := plots.drawn(plots.aims, ratios)):
             write_whole(out / "figures.svg", plots.standalone(svg))
 
@@ -61,13 +61,15 @@ def _table(unit: str, found: Sequence[Row], rows: Sequence[Row]) -> list[str]:
     base, _, ours = unit.partition("/")
     times = paired.Times(rows)
     by_place = {(row.case, row.threads, row.mode): row for row in found}
-    columns = [(mode, count) for mode in MODES for count in sorted({row.threads for row in found}, reverse=True)]
+    counts = sorted({row.threads for row in found}, reverse=True)
+    columns = [(mode, count) for mode in MODES for count in counts if any(row.mode == mode for row in found)]
     header = [
         "T, B, I, H",
         "cell",
         *(f"{mode}, {count} threads" if count > 1 else f"{mode}, 1 thread" for mode, count in columns),
     ]
-    lines = [f"# {paired.title(unit)}: measured (quartiles), beside the figure to reach", ""]
+    aims = ", beside the figure to reach" if base == NN.name else ""
+    lines = [f"# {paired.title(unit)}: measured (quartiles){aims}", ""]
     lines += [*paired.machines(rows), "", f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
     short, total, beyond, floors = 0, 0, 0, False
     for name in dict.fromkeys(row.case for row in found):

@@ -39,6 +39,17 @@ class Plan:
     base: Provider
     budget_s: float
 
+    def __post_init__(self) -> None:
+        if self.ours == self.base:
+            raise ValueError(f"--provider and --against are both {self.ours.name}: there is nothing to compare")
+        for side in (self.ours, self.base):
+            if reason := side.missing():
+                raise ValueError(reason)
+            if unable := set(self.modes) - set(side.modes):
+                raise ValueError(
+                    f"{side.name} does {', '.join(side.modes)} alone, not {', '.join(unable)}: give --modes"
+                )
+
     @property
     def unit(self) -> str:
         return f"{self.base.name}/{self.ours.name}"

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from .cases import CLASSES, DTYPES, Case
+from . import ort
+from .cases import CLASSES, DTYPES, MODES, Case
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,13 @@ def fused_module() -> ModuleType:
 
 @dataclass(frozen=True)
 class Provider:
-    """A name, how to build its layer from torch's, and how to call it."""
+    """A name, how to build its layer from torch's, how to call it, in which modes, and what is not installed for it."""
 
     name: str
     build: Callable[[Case, nn.RNNBase], nn.Module]
     forward: Callable[[nn.Module, Any, Tensor | None], tuple[Any, Any]]
+    modes: tuple[str, ...] = MODES
+    missing: Callable[[], str | None] = lambda: None
 
 
 def _torch_forward(layer: nn.Module, x: Any, lengths: Tensor | None) -> tuple[Any, Any]:
@@ -101,7 +104,13 @@ FUSED = _fused("fusedrnn", "auto")
 FUSED_CPU = _fused("fusedrnn-cpu", "cpu")
 FUSED_ATEN = _fused("fusedrnn-aten", "aten")
 REFERENCE = _fused("reference", "reference")
-PROVIDERS = {provider.name: provider for provider in (NN, FUSED, FUSED_CPU, FUSED_ATEN, REFERENCE)}
+ONNXRUNTIME = Provider(
+    "onnxruntime", ort.Layer, lambda layer, x, lengths: layer(x, lengths), modes=("infer",), missing=ort.missing
+)
+PROVIDERS = {provider.name: provider for provider in (NN, FUSED, FUSED_CPU, FUSED_ATEN, REFERENCE, ONNXRUNTIME)}
+
+
+OUTPUTS = ("y", "h_n", "c_n")
 
 
 class Call:
@@ -112,6 +121,7 @@ class Call:
 
     def __init__(self, provider: Provider, layer: nn.Module, data: Inputs) -> None:
         self.layer, self.lengths, self._forward = layer, data.lengths, provider.forward
+        self.modes = provider.modes
         self.x, self.gy = data.x, data.gy
         self.leaf = _data(data.x).clone().requires_grad_()
         self.x_grad = PackedSequence(self.leaf, *data.x[1:]) if isinstance(data.x, PackedSequence) else self.leaf
@@ -140,13 +150,19 @@ class Call:
         return [_data(y), *_flat(states)]
 
     def results(self) -> dict[str, Tensor]:
-        """Outputs, final states and every gradient, from random upstream gradients of all of them."""
+        """Outputs, final states and every gradient, from random upstream gradients of all of them.
+
+        Outputs and states alone of a provider that does not train.
+        """
+        if "train" not in self.modes:
+            y, states = self.infer()
+            return dict(zip(OUTPUTS, [_data(y), *_flat(states)], strict=False))
         self.clear()
         outputs = self.forward_kept()
         generator = torch.Generator().manual_seed(1)
         upstream = [self.gy] + [torch.randn(s.shape, generator=generator).to(s.dtype) for s in outputs[1:]]
         torch.autograd.backward(outputs, upstream)
-        found = {name: value.detach() for name, value in zip(("y", "h_n", "c_n"), outputs, strict=False)}
+        found = {name: value.detach() for name, value in zip(OUTPUTS, outputs, strict=False)}
         found["dx"] = _present(self.leaf.grad, self.leaf)
         for name, parameter in self.layer.named_parameters():
             found[f"d_{name}"] = _present(parameter.grad, parameter)

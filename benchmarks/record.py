@@ -8,6 +8,7 @@ import dataclasses
 import datetime
 import errno
 import functools
+import importlib.metadata
 import io
 import json
 import os
@@ -241,6 +242,13 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def environment() -> dict[str, Any]:
     """What a reader needs to repeat the run; no path and no host name."""
     try:
@@ -260,6 +268,7 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
+        "onnxruntime": _version("onnxruntime"),
         "fusedrnn": version,
         "backend": backend,
         "git_sha": sha,
