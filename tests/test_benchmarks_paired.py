@@ -162,7 +162,7 @@ def test_the_sweep_is_taken_up_and_keeps_pairs_of_providers_apart(tmp_path, caps
     before = (tmp_path / "sweep.csv").read_bytes()
     assert command.main(options) == 0
     assert (tmp_path / "sweep.csv").read_bytes().startswith(before)
-    assert command.main([*options, "--provider", "fusedrnn-cpu", "--against", "fusedrnn-aten"]) == 0
+    assert command.main([*options, "--against", "fusedrnn-aten"]) == 0
     found = [
         (row.unit, row.case.split()[-2], row.mode)
         for row in read_rows(tmp_path / "sweep.csv")
@@ -171,7 +171,7 @@ def test_the_sweep_is_taken_up_and_keeps_pairs_of_providers_apart(tmp_path, caps
     assert len(found) == len(set(found)) == 8
     assert "of 4 below 0.95" in capsys.readouterr().out
     titles = [line for line in (tmp_path / "sweep.md").read_text().splitlines() if line.startswith("#")]
-    assert [line.split(" over")[0] for line in titles] == ["# nn / fusedrnn", "# fusedrnn-aten / fusedrnn-cpu"]
+    assert [line.split(" over")[0] for line in titles] == ["# nn / fusedrnn", "# fusedrnn-aten / fusedrnn"]
     assert (tmp_path / "sweep.env.json").exists()
     rows = read_rows(tmp_path / "sweep.csv")
     assert [row.unit for row in rows if row.metric == "ceiling"] == ["FLOP/s", "bytes/s"]  # once, for all three runs
