@@ -1,4 +1,4 @@
-"""Command line of the laboratory: `python -m benchmarks {study,compare,figures,report} --help`."""
+"""Command line of the laboratory: `python -m benchmarks {study,compare,figures,sweep,peak,report} --help`."""
 
 from __future__ import annotations
 
@@ -6,119 +6,23 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import torch
 
-from . import compare, figures, report
-from .cases import CELLS, CLASSES, DTYPES, FIGURE_SHAPES, MODES, Case
+from . import compare, figures, memory, report, sweep
+from .arguments import parser
+from .cases import FIGURE_SHAPES, MODES, Case
 from .data import DataError, phrase_corpus, read_vectors
 from .progress import Progress
-from .providers import FUSED, FUSED_CPU
+from .providers import NN, PROVIDERS
 from .record import Recorder, RecordError, environment, environment_json, read_rows, write_whole
 from .studies import STUDIES
 from .studies.base import Budget, Context
 
 INTERRUPTED = 130
-DEFAULT_OUT = Path("study-out")
-
-
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        description="Fused layers, torch's layers and convolutions, measured on this machine.",
-    )
-    commands = top.add_subparsers(dest="command", required=True)
-
-    study = commands.add_parser("study", help="run studies and write a report (about 5 minutes on 2 cores)")
-    study.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"studies to run, of: {', '.join(STUDIES)} (default: all)"
-    )
-    study.add_argument(
-        "--data",
-        type=Path,
-        help="movie-review phrases: a tab-separated file with PhraseId, SentenceId, Phrase, Sentiment",
-    )
-    study.add_argument("--embeddings", type=Path, help="word vectors in GloVe's text format")
-    effort = study.add_mutually_exclusive_group()
-    effort.add_argument(
-        "--quick",
-        dest="effort",
-        action="store_const",
-        const="quick",
-        default="default",
-        help="seconds: does everything run?",
-    )
-    effort.add_argument(
-        "--full",
-        dest="effort",
-        action="store_const",
-        const="full",
-        help="larger grids, more epochs and seeds; up to an hour",
-    )
-    study.add_argument("--budget", type=float, metavar="S", help="seconds a study, instead of its own")
-    study.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of the results (default: %(default)s)")
-
-    own = commands.add_parser("compare", help="one's own shape: a table in less than half a minute")
-    own.add_argument("--cell", choices=list(CLASSES), default="gru")
-    for name, default in (("input", 256), ("hidden", 256), ("batch", 64), ("steps", 512), ("layers", 1)):
-        own.add_argument(f"--{name}", type=int, default=default)
-    own.add_argument("--bidirectional", action="store_true")
-    own.add_argument(
-        "--ragged", action="store_true", help="rows of different length: lengths= against a PackedSequence"
-    )
-    own.add_argument("--dtype", choices=list(DTYPES), default="fp32")
-    own.add_argument("--threads", type=int, help="torch's threads (default: torch's own choice)")
-    own.add_argument(
-        "--reference",
-        action=argparse.BooleanOptionalAction,
-        help="the reference loop too (default: where it takes less than a second)",
-    )
-    own.add_argument(
-        "--peak", action=argparse.BooleanOptionalAction, default=True, help="peak memory, in processes of its own"
-    )
-    own.add_argument("--budget", type=float, default=13.0, metavar="S", help="seconds of measuring")
-
-    aims = commands.add_parser("figures", help="the ratios to reach, row by row; takes up a run that was cut off")
-    aims.add_argument("--cells", type=_words(CELLS), default=list(CELLS))
-    aims.add_argument("--threads", type=_numbers, default=[2, 1])
-    aims.add_argument(
-        "--shapes",
-        type=_numbers,
-        default=list(range(len(FIGURE_SHAPES))),
-        help=f"indices of {FIGURE_SHAPES} (T, B, I, H)",
-    )
-    aims.add_argument("--modes", type=_words(MODES), default=list(MODES))
-    aims.add_argument(
-        "--provider",
-        choices=[FUSED.name, FUSED_CPU.name],
-        default=FUSED.name,
-        help="what auto picks, or the fused CPU kernel by name",
-    )
-    aims.add_argument("--budget", type=float, default=2.0, metavar="S", help="seconds a row")
-    aims.add_argument("--out", type=Path, default=DEFAULT_OUT)
-    aims.add_argument("--overwrite", action="store_true", help="measure again what is there")
-
-    again = commands.add_parser("report", help="write the report again from recorded rows")
-    again.add_argument("folder", nargs="?", type=Path, default=DEFAULT_OUT)
-    return top
-
-
-def _words(known: Sequence[str]):
-    def parse(text: str) -> list[str]:
-        words = text.split(",")
-        if unknown := [word for word in words if word not in known]:
-            raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; choose from {', '.join(known)}")
-        return words
-
-    return parse
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected whole numbers separated by commas, got {text!r}") from None
+SHOWN = 40
+"""Lines of a long table that are printed."""
 
 
 def run_study(options: argparse.Namespace) -> int:
@@ -178,25 +82,48 @@ def run_compare(options: argparse.Namespace) -> int:
         options.dtype,
         options.ragged,
     )
-    print(compare.run(case, budget_s=options.budget, reference=options.reference, peak=options.peak))
+    wanted = [PROVIDERS[name] for name in options.provider or ()]
+    if reason := next(filter(None, (provider.missing() for provider in wanted)), None):
+        raise DataError(reason)
+    print(compare.run(case, wanted, budget_s=options.budget, reference=options.reference, peak=options.peak))
     return 0
 
 
 def run_figures(options: argparse.Namespace) -> int:
-    if outside := [shape for shape in options.shapes if not 0 <= shape < len(FIGURE_SHAPES)]:
-        raise DataError(f"--shapes: {outside} not in 0 to {len(FIGURE_SHAPES) - 1}")
-    table = figures.run(
-        options.out,
-        cells=options.cells,
-        threads=options.threads,
-        shapes=options.shapes,
-        modes=options.modes,
-        budget_s=options.budget,
-        provider=options.provider,
-        overwrite=options.overwrite,
-    )
+    _check_shapes(options)
+    print(figures.run(options.out, shapes=options.shapes, **_paired(options)).read_text(encoding="utf-8"))
+    return 0
+
+
+def run_sweep(options: argparse.Namespace) -> int:
+    table = sweep.run(options.out, **_paired(options))
+    text = table.read_text(encoding="utf-8").splitlines()
+    print("\n".join(text[:SHOWN]), f"\n... all of it: {table}" if len(text) > SHOWN else "")
+    return 0
+
+
+def run_peak(options: argparse.Namespace) -> int:
+    _check_shapes(options)
+    if options.provider == NN.name or "train" not in PROVIDERS[options.provider].modes:
+        raise DataError(f"--provider: expected one that trains, to stand beside nn, got {options.provider}")
+    if options.repeats < 1:
+        raise DataError(f"--repeats: expected at least 1, got {options.repeats}")
+    names = ("cells", "shapes", "threads", "provider", "repeats", "overwrite")
+    table = memory.run(options.out, **{name: getattr(options, name) for name in names})
     print(table.read_text(encoding="utf-8"))
     return 0
+
+
+def _check_shapes(options: argparse.Namespace) -> None:
+    if outside := [shape for shape in options.shapes if not 0 <= shape < len(FIGURE_SHAPES)]:
+        raise DataError(f"--shapes: {outside} not in 0 to {len(FIGURE_SHAPES) - 1}")
+
+
+def _paired(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("cells", "threads", "provider", "against", "overwrite")
+    sides = PROVIDERS[options.provider], PROVIDERS[options.against]
+    modes = options.modes or [mode for mode in MODES if all(mode in side.modes for side in sides)]
+    return {name: getattr(options, name) for name in names} | {"modes": modes, "budget_s": options.budget}
 
 
 def run_report(options: argparse.Namespace) -> int:
@@ -206,7 +133,14 @@ def run_report(options: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"study": run_study, "compare": run_compare, "figures": run_figures, "report": run_report}
+COMMANDS = {
+    "study": run_study,
+    "compare": run_compare,
+    "figures": run_figures,
+    "sweep": run_sweep,
+    "peak": run_peak,
+    "report": run_report,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

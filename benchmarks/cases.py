@@ -1,11 +1,14 @@
-"""What is measured, as data: shapes with their arithmetic, the kernel study's grids, the targets of `figures`.
+"""What is measured, as data: shapes with their arithmetic, the grids of the kernel study and of `sweep`, the targets of
+`figures`.
 
 Names: T time, B batch, I input, H hidden, L layers, D directions, as everywhere in the project.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -18,7 +21,12 @@ MODES = ("infer", "train")
 
 @dataclass(frozen=True)
 class Case:
-    """A call of a recurrent layer; `ragged`: rows of different length (uniform in [T/2, T]), else all take T steps."""
+    """A call of a recurrent layer.
+
+    `ragged` and `packed`: rows of different length (uniform in [T/2, T]), else all take T steps. Ragged input is
+    padded: fused layers are given lengths, nn packs it and pads what comes out. Packed input is a PackedSequence for
+    both, and so is the output. `proj` is proj_size, 0 for none.
+    """
 
     cell: str
     T: int
@@ -29,6 +37,10 @@ class Case:
     D: int = 1
     dtype: str = "fp32"
     ragged: bool = False
+    packed: bool = False
+    batch_first: bool = False
+    bias: bool = True
+    proj: int = 0
 
     def __post_init__(self) -> None:
         if self.cell not in GATES:
@@ -37,10 +49,18 @@ class Case:
             raise ValueError(f"unknown dtype {self.dtype!r}; choose from {', '.join(DTYPES)}")
         if min(self.T, self.B, self.I, self.H, self.L) < 1 or self.D not in (1, 2):
             raise ValueError(f"sizes must be at least 1 and directions 1 or 2, got {self}")
+        if self.ragged and self.packed:
+            raise ValueError(f"a case is ragged (padded, with lengths) or packed, not both, got {self}")
+        if self.proj and (self.cell != "lstm" or not 0 < self.proj < self.H):
+            raise ValueError(f"proj needs an LSTM and lies between 1 and H - 1, got {self}")
 
     @property
     def name(self) -> str:
-        extra = [f"L{self.L}"] * (self.L > 1) + ["bidirectional"] * (self.D == 2) + ["ragged"] * self.ragged
+        extra = (
+            [f"L{self.L}"] * (self.L > 1) + ["bidirectional"] * (self.D == 2) + [f"proj{self.proj}"] * bool(self.proj)
+        )
+        extra += ["no-bias"] * (not self.bias) + ["batch-first"] * self.batch_first
+        extra += ["ragged"] * self.ragged + ["packed"] * self.packed
         return " ".join([self.cell, f"T{self.T}", f"B{self.B}", f"I{self.I}", f"H{self.H}", *extra, self.dtype])
 
     @property
@@ -48,21 +68,27 @@ class Case:
         return DTYPES[self.dtype].itemsize
 
     @property
+    def width(self) -> int:
+        """Of the output of one direction."""
+        return self.proj or self.H
+
+    @property
     def output_bytes(self) -> int:
         """Of the outputs of all layers."""
-        return self.T * self.B * self.H * self.D * self.L * self.itemsize
+        return self.T * self.B * self.width * self.D * self.L * self.itemsize
 
     @property
     def steps(self) -> float:
         """Mean steps a row takes."""
-        return 0.75 * self.T if self.ragged else self.T
+        return 0.75 * self.T if self.ragged or self.packed else self.T
 
     @property
     def weights(self) -> int:
         """Elements of the weight matrices of all layers and directions."""
-        first = self.I + self.H
-        rest = self.D * self.H + self.H
-        return GATES[self.cell] * self.H * self.D * (first + (self.L - 1) * rest)
+        first = self.I + self.width
+        rest = self.D * self.width + self.width
+        gates = GATES[self.cell] * self.H * self.D * (first + (self.L - 1) * rest)
+        return gates + self.L * self.D * self.proj * self.H
 
     def flop(self, mode: str) -> float:
         """Floating-point operations of the matrix products; a training step does them three times (y, dx, dW)."""
@@ -70,12 +96,12 @@ class Case:
 
     def bytes(self, mode: str) -> float:
         """Least traffic to memory: every operand once; in training, what backward needs is written and read once."""
-        rows, width = self.steps * self.B, self.D * self.H
+        rows, width = self.steps * self.B, self.D * self.width
         inputs = rows * (self.I + (self.L - 1) * width)
         outputs = rows * width * self.L
         if mode == "infer":
             return self.itemsize * (inputs + outputs + self.weights)
-        kept = rows * width * self.L * (GATES[self.cell] if GATES[self.cell] > 1 else 0)
+        kept = rows * self.D * self.H * self.L * (GATES[self.cell] if GATES[self.cell] > 1 else 0)
         return self.itemsize * (3 * (inputs + outputs + self.weights) + 2 * kept)
 
     def floor_s(self, mode: str, flops_per_s: float, bytes_per_s: float) -> float:
@@ -122,6 +148,53 @@ SMOKE = (
     Case("gru", 20, 16, 32, 64, ragged=True),
 )
 """The small set of `pytest benchmarks`."""
+
+# T, B, H, and I where it is not H: few steps of every width, rows few and many, series long and short
+_SWEEP_SHAPES = (
+    *((1, 1, H) for H in (8, 64, 128, 256, 512, 1024)),
+    *((1, B, H) for B, H in ((4, 1024), (32, 128), (32, 512), (256, 64), (256, 512))),
+    *((2, B, H) for B, H in ((1, 256), (1, 1024), (4, 512), (32, 64))),
+    *((16, B, H) for B, H in ((1, 8), (1, 512), (1, 1024), (4, 128), (4, 1024))),
+    *((16, B, H) for B, H in ((32, 64), (32, 512), (256, 8), (256, 128), (256, 256))),
+    *(
+        (100, B, H)
+        for B, H in ((1, 8), (1, 256), (1, 512), (4, 64), (4, 256), (32, 8), (32, 128), (32, 512), (256, 64))
+    ),
+    *((1000, B, H) for B, H in ((1, 64), (4, 8))),
+    (100, 32, 128, 1),
+    (16, 32, 64, 1024),
+)
+_SWEEP_OPTIONS: tuple[dict[str, Any], ...] = (
+    {"D": 2},
+    {"L": 2},
+    {"L": 2, "D": 2},
+    {"batch_first": True},
+    {"bias": False},
+    {"ragged": True},
+    {"packed": True},
+    {"D": 2, "packed": True},
+    {"dtype": "fp64"},
+    {"dtype": "bf16"},
+)
+_SWEEP_BASE = {"T": 30, "B": 16, "I": 64, "H": 128}
+_SWEEP_LONE = {"T": 16, "B": 1, "I": 256, "H": 256}
+"""Every option at the base; two directions, two layers and bf16 at a lone row too."""
+
+
+def sweep_grid(cells: Sequence[str]) -> list[Case]:
+    """Shapes and options that no target was set for: where a fused layer might be slower than torch's."""
+    grid = [Case(cell, T, B, *(I or (H,)), H) for T, B, H, *I in _SWEEP_SHAPES for cell in cells]
+    grid += [Case(cell, **_SWEEP_BASE | option) for option in _SWEEP_OPTIONS for cell in cells]
+    grid += [Case(cell, **_SWEEP_LONE | option) for option in ({"D": 2}, {"L": 2}, {"dtype": "bf16"}) for cell in cells]
+    if "lstm" in cells:
+        grid += [Case("lstm", **sizes, proj=64) for sizes in (_SWEEP_BASE, _SWEEP_LONE)]
+    if "rnn" in cells:
+        grid += [Case("rnn_relu", **sizes) for sizes in (_SWEEP_BASE, _SWEEP_LONE)]
+    return grid
+
+
+SLOWER = 0.95
+"""Below this ratio nn / fused a case counts as slower."""
 
 FIGURE_SHAPES = (
     (30, 64, 50, 128),

@@ -10,7 +10,10 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import torch
 
 from .cases import Case
 from .providers import PROVIDERS, Call, Provider, inputs, twin
@@ -19,22 +22,27 @@ STEPS = 2
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def peak_bytes(providers: list[Provider], case: Case) -> dict[str, int | str]:
-    """Bytes by provider, or why there are none; the processes run side by side."""
+def peak_bytes(providers: list[Provider], case: Case, timeout_s: float = 60) -> dict[str, int | str]:
+    """Bytes by provider, or why there are none, on as many threads as torch has here.
+
+    The processes run side by side and have `timeout_s` together.
+    """
+    deadline = time.monotonic() + timeout_s
     argument = json.dumps(dataclasses.asdict(case))
     started = {}
     for provider in providers:
-        command = (sys.executable, "-m", "benchmarks.peak", provider.name, argument)
+        command = (sys.executable, "-m", "benchmarks.peak", provider.name, argument, str(torch.get_num_threads()))
         started[provider.name] = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
     results: dict[str, int | str] = {}
     for name, process in started.items():
         try:
-            out, complaint = process.communicate(timeout=60)
+            out, complaint = process.communicate(timeout=max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
-            out, complaint = "", "took more than a minute"
+            process.communicate()
+            out, complaint = "", f"took more than {timeout_s:.0f} s"
         lines = complaint.strip().splitlines() or ["no answer"]
         results[name] = int(out) if out.strip().isdecimal() else lines[-1]
     return results
@@ -64,4 +72,5 @@ def child(provider: Provider, case: Case) -> int:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(int(sys.argv[3]))
     print(child(PROVIDERS[sys.argv[1]], Case(**json.loads(sys.argv[2]))))

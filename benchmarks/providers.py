@@ -10,16 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from .cases import CLASSES, DTYPES, Case
+from . import ort
+from .cases import CLASSES, DTYPES, MODES, Case
 
 
 @dataclass(frozen=True)
 class Inputs:
-    x: Tensor  # [T, B, I]
-    gy: Tensor  # [T, B, D*H], upstream gradient of the output
-    lengths: Tensor | None  # [B]
+    x: Tensor | PackedSequence  # [T, B, I], or [B, T, I] where the batch comes first
+    gy: Tensor  # [T, B, D*H], upstream gradient of the output, or of its data if that is packed
+    lengths: Tensor | None  # [B], of a ragged case
 
     def to(self, dtype: torch.dtype) -> Inputs:
         return Inputs(self.x.to(dtype), self.gy.to(dtype), self.lengths)
@@ -29,19 +30,25 @@ def inputs(case: Case, seed: int = 0) -> Inputs:
     """The same numbers for every provider."""
     generator, dtype = torch.Generator().manual_seed(seed), DTYPES[case.dtype]
     x = torch.randn(case.T, case.B, case.I, generator=generator).to(dtype)
-    gy = torch.randn(case.T, case.B, case.D * case.H, generator=generator).to(dtype)
+    gy = torch.randn(case.T, case.B, case.D * case.width, generator=generator).to(dtype)
     lengths = None
-    if case.ragged:
+    if case.ragged or case.packed:
         lengths = torch.randint((case.T + 1) // 2, case.T + 1, (case.B,), generator=generator)
         lengths[0] = case.T
+    if case.batch_first:
+        x, gy = x.transpose(0, 1).contiguous(), gy.transpose(0, 1).contiguous()
+    if case.packed:
+        x, gy = (pack_padded_sequence(t, lengths, case.batch_first, enforce_sorted=False) for t in (x, gy))
+        return Inputs(x, gy.data, None)
     return Inputs(x, gy, lengths)
 
 
 def arguments(case: Case) -> dict[str, Any]:
     """Constructor arguments, the same for nn and fusedrnn."""
     extra = {"nonlinearity": "relu"} if case.cell == "rnn_relu" else {}
+    extra |= {"proj_size": case.proj} if case.proj else {}
     sizes = {"input_size": case.I, "hidden_size": case.H, "num_layers": case.L, "bidirectional": case.D == 2}
-    return sizes | extra | {"dtype": DTYPES[case.dtype]}
+    return sizes | extra | {"bias": case.bias, "batch_first": case.batch_first, "dtype": DTYPES[case.dtype]}
 
 
 def twin(case: Case, seed: int = 0) -> nn.RNNBase:
@@ -62,21 +69,24 @@ def fused_module() -> ModuleType:
 
 @dataclass(frozen=True)
 class Provider:
-    """A name, how to build its layer from torch's, and how to call it."""
+    """A name, how to build its layer from torch's, how to call it, in which modes, and what is not installed for it."""
 
     name: str
     build: Callable[[Case, nn.RNNBase], nn.Module]
-    forward: Callable[[nn.Module, Tensor, Tensor | None], tuple[Tensor, Any]]
+    forward: Callable[[nn.Module, Any, Tensor | None], tuple[Any, Any]]
+    modes: tuple[str, ...] = MODES
+    missing: Callable[[], str | None] = lambda: None
 
 
-def _torch_forward(layer: nn.Module, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Any]:
+def _torch_forward(layer: nn.Module, x: Any, lengths: Tensor | None) -> tuple[Any, Any]:
     if lengths is None:
         return layer(x)
-    packed, states = layer(pack_padded_sequence(x, lengths, enforce_sorted=False))
-    return pad_packed_sequence(packed, total_length=x.shape[0])[0], states
+    first = layer.batch_first
+    packed, states = layer(pack_padded_sequence(x, lengths, first, enforce_sorted=False))
+    return pad_packed_sequence(packed, first, total_length=x.shape[1 if first else 0])[0], states
 
 
-def _fused_forward(layer: nn.Module, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Any]:
+def _fused_forward(layer: nn.Module, x: Any, lengths: Tensor | None) -> tuple[Any, Any]:
     return layer(x) if lengths is None else layer(x, lengths=lengths)
 
 
@@ -92,49 +102,76 @@ def _fused(name: str, backend: str) -> Provider:
 NN = Provider("nn", lambda case, source: source, _torch_forward)
 FUSED = _fused("fusedrnn", "auto")
 FUSED_CPU = _fused("fusedrnn-cpu", "cpu")
+FUSED_ATEN = _fused("fusedrnn-aten", "aten")
 REFERENCE = _fused("reference", "reference")
-PROVIDERS = {provider.name: provider for provider in (NN, FUSED, FUSED_CPU, REFERENCE)}
+ONNXRUNTIME = Provider(
+    "onnxruntime", ort.Layer, lambda layer, x, lengths: layer(x, lengths), modes=("infer",), missing=ort.missing
+)
+PROVIDERS = {provider.name: provider for provider in (NN, FUSED, FUSED_CPU, FUSED_ATEN, REFERENCE, ONNXRUNTIME)}
+
+
+OUTPUTS = ("y", "h_n", "c_n")
 
 
 class Call:
-    """One provider's layer on one case's inputs. `infer` and `train` are what is timed."""
+    """One provider's layer on one case's inputs. `infer` and `train` are what is timed.
+
+    `leaf` is the tensor that gets the input's gradient.
+    """
 
     def __init__(self, provider: Provider, layer: nn.Module, data: Inputs) -> None:
         self.layer, self.lengths, self._forward = layer, data.lengths, provider.forward
-        self.x, self.x_grad, self.gy = data.x, data.x.clone().requires_grad_(), data.gy
+        self.modes = provider.modes
+        self.x, self.gy = data.x, data.gy
+        self.leaf = _data(data.x).clone().requires_grad_()
+        self.x_grad = PackedSequence(self.leaf, *data.x[1:]) if isinstance(data.x, PackedSequence) else self.leaf
 
-    def infer(self) -> tuple[Tensor, Any]:
+    def infer(self) -> tuple[Any, Any]:
         with torch.no_grad():
             return self._forward(self.layer, self.x, self.lengths)
 
     def train(self) -> Sequence[Tensor]:
         self.clear()
-        self._forward(self.layer, self.x_grad, self.lengths)[0].backward(self.gy)
+        _data(self._forward(self.layer, self.x_grad, self.lengths)[0]).backward(self.gy)
         return ()
 
     def clear(self) -> None:
         self.layer.zero_grad(set_to_none=True)
-        self.x_grad.grad = None
+        self.leaf.grad = None
+
+    def backend(self, mode: str) -> str:
+        """Which backend of fusedrnn runs `mode`."""
+        with torch.set_grad_enabled(mode == "train"):
+            return chosen_backend(self.layer, self.x, self.lengths)
 
     def forward_kept(self) -> Sequence[Tensor]:
         """Forward with its graph, which lives as long as the returned outputs."""
         y, states = self._forward(self.layer, self.x_grad, self.lengths)
-        return [y, *_flat(states)]
+        return [_data(y), *_flat(states)]
 
     def results(self) -> dict[str, Tensor]:
-        """Outputs, final states and every gradient, from random upstream gradients of all of them."""
+        """Outputs, final states and every gradient, from random upstream gradients of all of them.
+
+        Outputs and states alone of a provider that does not train.
+        """
+        if "train" not in self.modes:
+            y, states = self.infer()
+            return dict(zip(OUTPUTS, [_data(y), *_flat(states)], strict=False))
         self.clear()
-        y, states = self._forward(self.layer, self.x_grad, self.lengths)
-        outputs = [y, *_flat(states)]
+        outputs = self.forward_kept()
         generator = torch.Generator().manual_seed(1)
         upstream = [self.gy] + [torch.randn(s.shape, generator=generator).to(s.dtype) for s in outputs[1:]]
         torch.autograd.backward(outputs, upstream)
-        found = {name: value.detach() for name, value in zip(("y", "h_n", "c_n"), outputs, strict=False)}
-        found["dx"] = _present(self.x_grad.grad, self.x_grad)
+        found = {name: value.detach() for name, value in zip(OUTPUTS, outputs, strict=False)}
+        found["dx"] = _present(self.leaf.grad, self.leaf)
         for name, parameter in self.layer.named_parameters():
             found[f"d_{name}"] = _present(parameter.grad, parameter)
         self.clear()
         return found
+
+
+def _data(x: Tensor | PackedSequence) -> Tensor:
+    return x.data if isinstance(x, PackedSequence) else x
 
 
 def _flat(states: Any) -> list[Tensor]:
@@ -145,6 +182,6 @@ def _present(gradient: Tensor | None, of: Tensor) -> Tensor:
     return torch.full_like(of, torch.nan) if gradient is None else gradient
 
 
-def chosen_backend(layer: nn.Module, x: Tensor) -> str:
-    """Which backend fusedrnn takes for this layer and input."""
-    return str(fused_module().explain(layer, x).chosen)
+def chosen_backend(layer: nn.Module, x: Tensor | PackedSequence, lengths: Tensor | None = None) -> str:
+    """Which backend fusedrnn takes for this layer and input, with gradients if they are enabled here."""
+    return str(fused_module().explain(layer, x, lengths=lengths).chosen)

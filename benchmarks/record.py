@@ -8,6 +8,7 @@ import dataclasses
 import datetime
 import errno
 import functools
+import importlib.metadata
 import io
 import json
 import os
@@ -64,7 +65,8 @@ class Row:
     @property
     def key(self) -> tuple[Any, ...]:
         """What is measured, without what came out."""
-        return (self.study, self.case, self.threads, self.provider, self.mode, self.seed, self.epoch, self.metric)
+        what = (self.metric, self.unit)
+        return (self.study, self.case, self.threads, self.provider, self.mode, self.seed, self.epoch, *what)
 
 
 _SIZES = ("cell", "T", "B", "I", "H", "L", "D", "dtype")
@@ -130,7 +132,11 @@ def read_rows(path: Path) -> list[Row]:
 
 
 class Recorder:
-    """Appends rows, each whole on disk before the next is measured, stamped with CPU and instruction set."""
+    """Appends rows, each whole on disk before the next is measured, stamped with CPU and instruction set.
+
+    Raises:
+        RecordError: the file cannot be written, or a run to be taken up was made on another machine.
+    """
 
     def __init__(self, path: Path, *, resume: bool = False) -> None:
         self.path = path
@@ -140,6 +146,7 @@ class Recorder:
             path.parent.mkdir(parents=True, exist_ok=True)
             if resume and path.exists() and path.stat().st_size:
                 self.rows = read_rows(path)
+                self._refuse_other_machines()
                 self._end = path.read_bytes().rfind(b"\n") + 1
                 self._file = os.open(path, os.O_WRONLY)
             else:
@@ -149,6 +156,11 @@ class Recorder:
         except OSError as error:
             raise RecordError(f"cannot write {path}: {error.strerror}") from error
         self.keys = {row.key for row in self.rows}
+
+    def _refuse_other_machines(self) -> None:
+        here = (cpu_name(), isa())
+        if others := {(row.cpu, row.isa) for row in self.rows} - {here}:
+            raise RecordError(f"{self.path} holds rows of {others}, this is {here}: take another --out")
 
     def add(self, *rows: Row) -> None:
         """Writes rows.
@@ -230,6 +242,13 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def environment() -> dict[str, Any]:
     """What a reader needs to repeat the run; no path and no host name."""
     try:
@@ -249,6 +268,7 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
+        "onnxruntime": _version("onnxruntime"),
         "fusedrnn": version,
         "backend": backend,
         "git_sha": sha,

@@ -72,7 +72,7 @@ def texts() -> Iterator[Path]:
     """Every file a person wrote or a benchmark recorded."""
     for folder in ("csrc", "fusedrnn", "benchmarks", "tests", "docs", "tools", ".ci"):
         yield from (path for path in (ROOT / folder).rglob("*") if path.is_file() and not is_built(path))
-    yield from (path for path in ROOT.iterdir() if path.is_file())
+    yield from (path for path in ROOT.iterdir() if path.is_file() and path.name != ".git")  # a file in a worktree
 
 
 def is_built(path: Path) -> bool:

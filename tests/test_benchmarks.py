@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
 from benchmarks import cases, measure, peak, record
 from benchmarks.cases import Case
@@ -29,13 +31,84 @@ def test_grids_hold_every_cell_once_a_case(effort):
     assert any(case.D == 2 for case in grid)
 
 
-@pytest.mark.parametrize("wrong", [{"cell": "elman"}, {"T": 0}, {"D": 3}, {"dtype": "fp8"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"cell": "elman"},
+        {"T": 0},
+        {"D": 3},
+        {"dtype": "fp8"},
+        {"proj": 2},
+        {"ragged": True, "packed": True},
+        {"cell": "lstm", "proj": 5},
+    ],
+)
 def test_impossible_cases_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"unknown|sizes"):
+    with pytest.raises(ValueError, match=r"unknown|sizes|proj|not both"):
         dataclasses.replace(SMALL, **wrong)
 
 
-@pytest.mark.parametrize("case", [SMALL, Case("lstm", 6, 3, 4, 5, L=2, D=2), Case("rnn", 1, 1, 1, 1, D=2)])
+def test_the_sweep_holds_shapes_and_options_without_a_target():
+    grid = cases.sweep_grid(cases.CELLS)
+    assert len(grid) == len(set(grid)) == len({case.name for case in grid})
+    assert not [case for case in grid if cases.target(case, 2, "infer", "avx512")]
+    for cell in cases.CELLS:
+        own = [case for case in grid if case.cell == cell]
+        assert {case.H for case in own if case.T == case.B == 1} == {8, 64, 128, 256, 512, 1024}
+        assert {case.B for case in own} >= {1, 4, 32, 256}
+        assert {case.dtype for case in own} == set(cases.DTYPES)
+        for option in ("L2", "bidirectional", "batch-first", "no-bias", "ragged", "packed"):
+            assert any(option in case.name.split() for case in own), option
+    assert any("proj64" in case.name for case in grid)
+    assert any(case.cell == "rnn_relu" for case in grid)
+    assert not [case for case in cases.sweep_grid(["gru"]) if case.cell != "gru"]
+
+
+OPTIONS = ({"packed": True, "D": 2}, {"batch_first": True}, {"batch_first": True, "ragged": True}, {"bias": False})
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=str)
+def test_the_gate_passes_every_option(option):
+    case = dataclasses.replace(SMALL, **option)
+    assert measure.gates([NN, FUSED, REFERENCE], case) == {"nn": None, "fusedrnn": None, "reference": None}
+
+
+def test_a_packed_case_is_packed_for_both_sides():
+    case = Case("lstm", 6, 3, 4, 5, packed=True)
+    for provider in (NN, FUSED):
+        call = Call(provider, provider.build(case, twin(case)), inputs(case))
+        assert isinstance(call.x, PackedSequence)
+        assert call.x.batch_sizes[-1] < case.B
+        assert isinstance(call.infer()[0], PackedSequence)
+        call.train()
+        assert call.leaf.grad.shape == call.x.data.shape
+
+
+def test_a_float64_case_may_round_in_another_order():
+    truth = {"y": torch.ones(3, dtype=torch.float64)}
+    near, far = ({"y": truth["y"] * (1 + n * torch.finfo(torch.float64).eps)} for n in (8, 200))
+    assert measure.compare(near, truth, truth) is None
+    assert measure.compare(far, truth, truth).startswith("y: ")
+
+
+def test_the_backend_of_a_call_is_that_of_its_mode_and_lengths():
+    case = Case("lstm", 6, 3, 4, 5, proj=2)
+    call = Call(FUSED, FUSED.build(case, twin(case)), inputs(case))
+    assert (call.backend("infer"), call.backend("train")) == ("aten", "aten")
+    ragged = dataclasses.replace(SMALL, ragged=True)
+    call = Call(FUSED, FUSED.build(ragged, twin(ragged)), inputs(ragged))
+    assert call.backend("train") in ("cpu", "reference")
+
+
+FLOPS = (
+    SMALL,
+    Case("lstm", 6, 3, 4, 5, L=2, D=2),
+    Case("rnn", 1, 1, 1, 1, D=2),
+    Case("lstm", 6, 3, 4, 5, 2, 2, proj=3),
+)
+
+
+@pytest.mark.parametrize("case", FLOPS)
 def test_flops_count_the_weights_of_the_layer(case):
     weights = sum(p.numel() for name, p in twin(case).named_parameters() if name.startswith("weight"))
     assert case.weights == weights
@@ -101,6 +174,27 @@ def test_a_planted_sleep_shows_up():
     samples = measure.alternate({"fast": lambda: None, "slow": lambda: time.sleep(2e-3)}, 0.05)
     assert len(samples["fast"]) == len(samples["slow"]) >= 5
     assert measure.quartiles(measure.ratios(samples["slow"], samples["fast"]))[0] > 10
+
+
+def test_a_deadline_holds_where_one_call_is_slow():
+    calls = []
+
+    def slow():
+        calls.append(time.sleep(0.1))
+
+    samples = measure.alternate({"slow": slow}, 0.1, deadline=time.perf_counter() + 0.1)
+    assert len(samples["slow"]) == 1
+    assert len(calls) == 2  # one to warm, one timed
+
+
+def test_gates_share_the_truth_and_go_no_further_than_asked(monkeypatch):
+    steps = []
+    monkeypatch.setattr(measure, "inputs", lambda case: steps.append(case.T) or inputs(case))
+    wrong = _spoiled(1 + 1e-4, "output")
+    found = measure.gates([FUSED, wrong], SMALL, flop=SMALL.flop("train") / 3)
+    assert found["fusedrnn"] is None
+    assert found[wrong.name].startswith("y: ")
+    assert steps == [2]
 
 
 def test_kept_bytes_count_what_the_graph_holds():

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import cases, data, figures, plots, record, report
+from benchmarks import cases, data, plots, record, report
 from benchmarks.cases import Case
 from benchmarks.record import Row, measured, read_rows, remark
 from benchmarks.studies import STUDIES, base, claims, kernels, text
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = Case("gru", 6, 3, 4, 5)
 
 
@@ -267,97 +262,15 @@ def test_an_interrupted_study_keeps_and_reports_its_rows(tmp_path, monkeypatch, 
     assert "2 rows" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_a_real_interrupt_keeps_the_figures_measured(tmp_path):
-    run = [
-        sys.executable,
-        "-m",
-        "benchmarks",
-        "figures",
-        "--shapes",
-        "1,2",
-        "--threads",
-        "1",
-        "--budget",
-        "0.2",
-        "--out",
-        str(tmp_path),
-    ]
-    # a shell's background job starts its children with SIGINT ignored, and Python then leaves it so
-    process = subprocess.Popen(
-        run,
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    path, deadline = tmp_path / "figures.csv", time.monotonic() + 60
-    while (not path.exists() or path.read_bytes().count(b"\n") < 4) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, complaint = process.communicate(timeout=60)
-    assert process.returncode == command.INTERRUPTED, complaint
-    assert "what was measured is kept" in complaint
-    assert [row for row in read_rows(path) if row.metric == "speedup"]
-    assert (tmp_path / "figures.md").exists()
-
-
-def test_figures_are_taken_up_where_they_ended(tmp_path, capsys):
-    options = [
-        "figures",
-        "--shapes",
-        "1",
-        "--cells",
-        "rnn",
-        "--threads",
-        "1",
-        "--budget",
-        "0.05",
-        "--out",
-        str(tmp_path),
-    ]
-    assert command.main([*options, "--modes", "infer"]) == 0
-    before = (tmp_path / "figures.csv").read_bytes()
-    assert command.main(options) == 0
-    after = (tmp_path / "figures.csv").read_bytes()
-    assert after.startswith(before)
-    assert [row.mode for row in read_rows(tmp_path / "figures.csv") if row.metric == "speedup"] == ["infer", "train"]
-    assert "| 20, 32, 1, 64 | rnn |" in capsys.readouterr().out
-    assert (tmp_path / "figures.svg").exists() == plots.available()
-    (tmp_path / "figures.csv").write_bytes(after.replace(record.isa().encode() + b"\n", b"another\n"))
-    assert command.main(options) == 2
-    assert "take another --out" in capsys.readouterr().err
-
-
-def test_the_figures_table_marks_what_is_below_its_target():
-    case = Case("gru", *cases.FIGURE_SHAPES[0])
-    rows = [
-        dataclasses.replace(
-            measured("figures", "speedup", "", [r], case, mode=mode, threads=1), isa="avx512", cpu="a CPU"
-        )
-        for mode, r in (("infer", 2.5), ("train", 1.5))
-    ]
-    table = figures.markdown(rows)
-    assert "2.50 (2.50-2.50) of 2 |" in table
-    assert "**1.50 (1.50-1.50) of 2**" in table
-    assert "1 of 2 figures reached" in table
-
-
-def test_compare_prints_a_table(capsys):
-    shape = ["--cell", "lstm", "--input", "4", "--hidden", "5", "--batch", "2", "--steps", "6", "--no-peak"]
-    assert command.main(["compare", *shape, "--budget", "0.5"]) == 0
-    out = capsys.readouterr().out
-    assert all(name in out for name in ("nn", "fusedrnn", "reference", "floor"))
-
-
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
+        (["compare", "--budget", "0.001"], "give fewer --steps or --budget"),
         (["study", "text", "--data", "absent.tsv"], "cannot read absent.tsv: No such file"),
         (["study", "speed"], "unknown study speed; there are kernels, text"),
         (["compare", "--hidden", "0"], "sizes must be at least 1"),
         (["figures", "--shapes", "9"], "not in 0 to 5"),
+        (["sweep", "--provider", "nn"], "nothing to compare"),
         (["report", "absent"], "No such file"),
     ],
 )

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import torch
 
 from .. import plots
-from ..cases import BASE, MODES, Case, kernel_grid
+from ..cases import BASE, MODES, SLOWER, Case, kernel_grid
 from ..measure import alternate, ceilings, gate, kept_bytes, ratios
 from ..peak import peak_bytes
-from ..providers import FUSED, NN, Call, chosen_backend, inputs, twin
+from ..providers import FUSED, NN, Call, inputs, twin
 from ..record import Row, measured, remark
 from .base import (
     CONFIRMED,
@@ -35,8 +35,6 @@ from .base import (
 
 STUDY = "kernels"
 PROVIDERS = (FUSED, NN)
-SLOWER = 0.95
-"""Below this ratio nn / fused a case counts as slower."""
 PEAK_FROM_BYTES = 8 << 20
 """Peak memory is taken from this size of the output on: resident sizes are known to some megabytes only."""
 ROUNDS = {"quick": 3, "default": 5, "full": 15}
@@ -78,7 +76,7 @@ def _case(ctx: Context, case: Case, providers: list, seconds: float, threads: in
             {name: getattr(call, mode) for name, call in calls.items()}, seconds * share, min_rounds=ROUNDS[ctx.effort]
         )
         for name, call in calls.items():
-            note = chosen_backend(call.layer, call.x) if name == FUSED.name else ""
+            note = call.backend(mode) if name == FUSED.name else ""
             milliseconds = [1e3 * s for s in samples[name]]
             ctx.recorder.add(
                 measured(STUDY, "time", "ms", milliseconds, case, provider=name, mode=mode, threads=threads, note=note)
