@@ -56,12 +56,24 @@ def test_projection_equals_torch(how: dict[str, Any], backend: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("how", [{}, {"num_layers": 2, "bidirectional": True}], ids=label)
 def test_is_as_exact_as_torch(cell: CellSpec, dtype: torch.dtype, how: dict[str, Any]) -> None:
+    _is_as_exact_as_torch(cell, dtype, 50, 4, 33, 40, **how)
+
+
+@needs_kernel
+@pytest.mark.slow
+def test_is_as_exact_as_torch_over_many_steps(cell: CellSpec) -> None:
+    """Where sums over all steps have many terms, and torch adds in pairs."""
+    _is_as_exact_as_torch(cell, torch.float32, 1000, 1, 64, 64)
+    _is_as_exact_as_torch(cell, torch.float32, 5000, 1, 2, 16)
+
+
+def _is_as_exact_as_torch(cell: CellSpec, dtype: torch.dtype, T: int, B: int, I: int, H: int, **how: Any) -> None:
     """Of the same rounded numbers, in float64, what is the error of ours and of torch's?"""
-    layer = Bare(cell, 33, 40, backend="cpu", **how).to(dtype)
-    exact = Bare(cell, 33, 40, **how).double()
+    layer = Bare(cell, I, H, backend="cpu", **how).to(dtype)
+    exact = Bare(cell, I, H, **how).double()
     exact.load_state_dict(layer.state_dict())
-    x = torch.randn(50, 4, 33, dtype=dtype, requires_grad=True)
-    hx = initial(layer, 4, requires_grad=True)
+    x = torch.randn(T, B, I, dtype=dtype, requires_grad=True)
+    hx = initial(layer, B, requires_grad=True)
     wide = (t.detach().double().requires_grad_() for t in (x, *hx))
     truth = results(exact.twin(), next(wide), tuple(wide), list(exact.parameters()))
     found, torchs = (results(call, x, hx, list(layer.parameters())) for call in (layer, layer.twin()))

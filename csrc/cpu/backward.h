@@ -76,7 +76,7 @@ struct Backward {
   T* dh(int64_t s, int64_t b) const { return f.scratch + at.dh + (s * l.B + b) * l.ldh; }
   T* dc(int64_t s, int64_t b) const { return f.scratch + at.dc + (s * l.B + b) * l.ldh; }
   T* dw(int64_t part, int64_t s) const { return f.scratch + at.dw + (part * l.S + s) * K * at.dw_row; }
-  T* db(int64_t s) const { return mine + at.db + s * X * l.Hp; }
+  T* db(int64_t s) const { return mine + at.db + s * 2 * X * l.Hp; }  // sums, and what their roundings lost
 
   void run() {
     prepare();
@@ -106,7 +106,7 @@ struct Backward {
   void prepare() {
     for (int64_t j = v0 * W; j < v1 * W; j++) zeros[j] = 0;  // the same zeros from every thread
     if (f.dweights)
-      for (int64_t i = 0; i < l.S * X * l.Hp; i++) mine[at.db + i] = 0;
+      for (int64_t i = 0; i < l.S * 2 * X * l.Hp; i++) mine[at.db + i] = 0;
     if (!plan.in_place) pack();
     if (f.dx && f.rows.lengths)  // padded rows are in no list
       for (int64_t i = all.me; i < l.T * l.B; i += plan.threads())
@@ -234,7 +234,10 @@ struct Backward {
       if (f.dweights)
         for (int slot = 0; slot < X; slot++) {
           T* const to = db(s) + slot * l.Hp + j;
-          (sum[slot] + V::load(to)).store(to);
+          T* const lost = to + X * l.Hp;
+          const V before = V::load(to), more = sum[slot] - V::load(lost), after = before + more;
+          ((after - before) - more).store(lost);  // Kahan's sum: there may be very many steps
+          after.store(to);
         }
     }
   }
@@ -328,20 +331,15 @@ struct Backward {
     for (int64_t p = 0; p < l.x_cols.count; p++) {
       const int64_t v = l.x_cols.first(p);
       const int width = l.x_cols.width(p);
+      const int64_t ldt = int64_t(width) * W, ldb = plan.in_place ? l.I : ldt;
       for (int64_t r = r0; r < r1; r += kTileRows) {
         const int64_t n = at_most(kTileRows, r1 - r);
         T tile[kTileRows * kMaxPanel * W];
-        if (plan.in_place)
-          for (int g = 0; g < G; g++)
-            gemm(width,
-                 Gemm<T>{tile, int64_t(width) * W, g ? tile : nullptr, int64_t(width) * W, dgates + r, g * l.Hp, 1,
-                         f.weights[s].ih + Slots<C>::x_gate(g) * l.H * l.I + v * W, l.I, l.H},
-                 n);
-        else
-          gemm(width,
-               Gemm<T>{tile, int64_t(width) * W, nullptr, 0, dgates + r, 0, 1, packed_x(s) + K * v * W,
-                       int64_t(width) * W, K},
-               n);
+        for (int g = 0; g < G; g++) {  // gate by gate: in place they are in another order, and short sums round less
+          const T* const w = plan.in_place ? f.weights[s].ih + Slots<C>::x_gate(g) * l.H * l.I + v * W
+                                           : packed_x(s) + (K * v + g * l.Hp * width) * W;
+          gemm(width, Gemm<T>{tile, ldt, g ? tile : nullptr, ldt, dgates + r, g * l.Hp, 1, w, ldb, l.Hp}, n);
+        }
         for (int64_t i = 0; i < n; i++)
           for (int u = 0; u < width; u++) {
             T* const to = dx_rows[r + i] + (v + u) * W;
@@ -373,7 +371,7 @@ struct Backward {
       if (!to.b_ih) continue;
       T b_x = 0, b_h = 0;
       for (int t = 0; t < plan.threads(); t++) {
-        const T* const part = f.scratch + at.threads + t * at.per_thread + at.db + s * X * l.Hp + j;
+        const T* const part = f.scratch + at.threads + t * at.per_thread + at.db + s * 2 * X * l.Hp + j;
         b_x += part[g * l.Hp];
         b_h += part[(kFirstH + g) * l.Hp];
       }

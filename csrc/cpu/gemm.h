@@ -31,8 +31,8 @@ template <class T, int R, int C>
 __attribute__((noinline)) void gemm_block(const Gemm<T>& g) {
   using V = Vec<T>;
   constexpr int W = V::lanes;
-  // Independent sums per output: at least 8 chains hide the FMA latency.
-  constexpr int U = R * C >= 8 ? 1 : R * C >= 4 ? 2 : 4;
+  // Independent sums per output: at least 8 chains hide the FMA latency, and short ones round less.
+  constexpr int U = R * C >= 8 ? 1 : R * C >= 4 && kRegisters < 32 ? 2 : 4;
   const T* a[R];
   V acc[U][R][C];
 #pragma GCC unroll 8

@@ -57,7 +57,7 @@ struct BackwardScratch {
     x_last = h_last && l.I % l.W == 0;
     dw_row = (x_last ? 0 : l.Ip) + (h_last ? 0 : l.Hp);
     Carver mine;
-    db = mine.elements(want_dw ? l.S * l.X * l.Hp : 0);
+    db = mine.elements(want_dw ? l.S * 2 * l.X * l.Hp : 0);
     operands = mine.elements(want_dw ? chunk_rows * (l.Ip + l.Hp) : 0);
     dgates = mine.words(chunk_rows, word);
     batch = mine.words(chunk_rows, word);
