@@ -11,6 +11,7 @@
 namespace fusedrnn::cpu::FUSEDRNN_ISA {
 constexpr int block_rows(int cols) { return cpu::block_rows(kRegisters, cols); }
 constexpr int lesser(int a, int b) { return a < b ? a : b; }
+constexpr int kVectorsPerLine = 64 / kVectorBytes;
 constexpr int64_t kL1Bytes = 24 << 10, kPrefetchSteps = 32;
 
 template <class T>
@@ -44,12 +45,18 @@ __attribute__((noinline)) void gemm_block(const Gemm<T>& g) {
       for (int u = 0; u < U; u++) acc[u][i][j] = V(T(0));
     }
   }
+  if (g.init) {  // wanted at the end; dW and a large batch's gates are no longer in L2 then
+#pragma GCC unroll 8
+    for (int i = 0; i < R; i++)
+#pragma GCC unroll 4
+      for (int j = 0; j < C; j += kVectorsPerLine) __builtin_prefetch(g.init + i * g.ldi + j * W, 1);
+  }
   const T* b = g.b;
   const int64_t ks = g.k_stride, ldb = g.ldb;
   int64_t at = 0;
   auto step = [&](V(&sum)[R][C]) __attribute__((always_inline)) {
 #pragma GCC unroll 4
-    for (int j = 0; j < C; j += (64 / kVectorBytes ? 64 / kVectorBytes : 1))
+    for (int j = 0; j < C; j += kVectorsPerLine)
       __builtin_prefetch(b + kPrefetchSteps * ldb + j * W);
     if constexpr (R >= C) {
       V col[C];
