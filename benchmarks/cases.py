@@ -176,6 +176,8 @@ _SWEEP_OPTIONS: tuple[dict[str, Any], ...] = (
     {"dtype": "fp64"},
     {"dtype": "bf16"},
 )
+_SWEEP_BF16 = ((30, 16, 512), (30, 64, 256), (30, 256, 64), (1, 1, 512))
+"""T, B, H in bfloat16, for which some processors have products of their own."""
 _SWEEP_BASE = {"T": 30, "B": 16, "I": 64, "H": 128}
 _SWEEP_LONE = {"T": 16, "B": 1, "I": 256, "H": 256}
 """Every option at the base; two directions, two layers and bf16 at a lone row too."""
@@ -186,6 +188,8 @@ def sweep_grid(cells: Sequence[str]) -> list[Case]:
     grid = [Case(cell, T, B, *(I or (H,)), H) for T, B, H, *I in _SWEEP_SHAPES for cell in cells]
     grid += [Case(cell, **_SWEEP_BASE | option) for option in _SWEEP_OPTIONS for cell in cells]
     grid += [Case(cell, **_SWEEP_LONE | option) for option in ({"D": 2}, {"L": 2}, {"dtype": "bf16"}) for cell in cells]
+    grid += [Case(cell, T, B, H, H, dtype="bf16") for T, B, H in _SWEEP_BF16 for cell in cells]
+    grid += [Case(cell, 1, 1, 512, 512, dtype="fp64") for cell in cells]
     if "lstm" in cells:
         grid += [Case("lstm", **sizes, proj=64) for sizes in (_SWEEP_BASE, _SWEEP_LONE)]
     if "rnn" in cells:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -68,6 +68,12 @@ def _cpu_slower(p: Problem) -> Reason:
     return next((reason for holds, reason in CPU_SLOWER if holds(p)), None)
 
 
+@cache
+def multiplies_bf16() -> bool:
+    """Whether this processor has instructions for products of bfloat16: torch uses them, the fused kernel does not."""
+    return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
+
+
 CPU_SLOWER: tuple[tuple[Callable[[Problem], bool], str], ...] = (
     (
         lambda p: ops.instruction_set == "generic" and p.B >= 16 and p.H >= 128,
@@ -75,14 +81,24 @@ CPU_SLOWER: tuple[tuple[Callable[[Problem], bool], str], ...] = (
     ),
     (
         lambda p: (
-            p.cell is not LSTM and ((p.H >= 512 and (p.T == 1 or p.T * p.B <= 16)) or (p.H >= 128 and p.T * p.B == 1))
+            p.dtype == torch.bfloat16
+            and multiplies_bf16()
+            and (p.cell is LSTM or p.B * p.H**2 >= 2**21 or (p.T * p.B <= 4 and p.H >= 512))
         ),
-        "measured slower than torch on so few steps: laying out the weights costs more than it gains",
+        "measured slower than torch, whose products of bfloat16 take half the time of float32 on this processor",
+    ),
+    (
+        lambda p: p.dtype == torch.float64 and p.H >= 256 and (p.T * p.B <= 4 or (p.T == 1 and p.B <= 16)),
+        "measured slower than torch on so few steps in float64, where it lays out the weights anew in any case",
+    ),
+    (
+        lambda p: p.cell is LSTM and p.grad and p.T >= 16 and p.B >= 24 and 384 <= p.H < 1024,
+        "measured up to a tenth slower than torch in training at this width",
     ),
 )
-"""Where the CPU kernel is slower than torch's own op.
+"""Where the CPU kernel is slower than torch's own op, by timing layers with backend="cpu" against torch's.
 
-Found by timing layers with backend="cpu" against torch's on two machines; no rows of it are committed yet.
+`python -m benchmarks sweep --provider fusedrnn-cpu` asks again; benchmarks/results/sweep.md holds what "auto" comes to.
 """
 
 

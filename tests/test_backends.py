@@ -250,15 +250,26 @@ def test_a_cell_is_one_object_after_copies() -> None:
         assert copy.deepcopy(cell) is cell is pickle.loads(pickle.dumps(cell))
 
 
-@pytest.mark.skipif(ops.missing is not None, reason="no compiled ops")
-def test_few_steps_of_a_wide_layer_go_to_torch() -> None:
-    """Where laying out the weights for the kernel costs more than it gains."""
-
-    def chosen(layer: nn.RNNBase, steps: int, rows: int) -> str | None:
-        return backends.explain(layer, torch.zeros(steps, rows, 8)).chosen
-
-    assert chosen(nn.GRU(8, 512), 4, 1) == chosen(nn.RNN(8, 512), 1, 64) == chosen(nn.GRU(8, 128), 1, 1) == "aten"
-    assert chosen(nn.GRU(8, 512), 4, 8) == chosen(nn.LSTM(8, 512), 4, 1) == chosen(nn.GRU(8, 127), 1, 1) == "cpu"
+@needs_kernel
+@pytest.mark.usefixtures("fresh_choices")
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_passes_over_dtypes_that_torch_is_faster_in(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    monkeypatch.setattr(backends, "multiplies_bf16", lambda: native)
+    monkeypatch.setattr(ops, "instruction_set", "avx512")
+    wide, one = PLAIN._replace(T=30, B=64, H=256), PLAIN._replace(T=1, B=1, H=512)
+    faster_in_bf16 = "aten" if native else "cpu"
+    for problem, chosen in (
+        (wide._replace(dtype=torch.bfloat16), faster_in_bf16),
+        (PLAIN._replace(dtype=torch.bfloat16, cell=LSTM), faster_in_bf16),
+        (PLAIN._replace(dtype=torch.bfloat16), "cpu"),
+        (wide, "cpu"),
+        (one, "cpu"),
+        (one._replace(dtype=torch.float64), "aten"),
+        (wide._replace(dtype=torch.float64), "cpu"),
+        (wide._replace(H=512, cell=LSTM, grad=True), "aten"),
+        (wide._replace(H=512, cell=LSTM), "cpu"),
+    ):
+        assert backends.choose("auto", problem) == chosen, problem
 
 
 def test_explain_refuses_what_is_no_layer() -> None:

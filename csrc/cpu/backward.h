@@ -15,6 +15,9 @@ namespace fusedrnn::cpu::FUSEDRNN_ISA {
 constexpr int64_t kTileRows =
     24;  // rows of a product that goes through a tile on the stack: a multiple of every row block
 
+constexpr int64_t kGateRows =
+    48;  // rows of dW that share a pass over the inputs: whole cache lines of the ring, a multiple of every row block
+
 template <class T, class C>
 struct Backward {
   using V = Vec<T>;
@@ -289,9 +292,9 @@ struct Backward {
     pack_operand(h_operand, h_before, l.h_cols, l.H, rows);
     T* const out = dw(me.batch, s);
     for (int g = 0; g < G; g++)
-      for (int64_t m = v0 * W; m < v1 * W; m += 16) {  // 16 gate rows: one cache line of every ring row
-        const int64_t n = at_most(16, v1 * W - m);
-        const T* gate[16];
+      for (int64_t m = v0 * W; m < v1 * W; m += kGateRows) {
+        const int64_t n = at_most(kGateRows, v1 * W - m);
+        const T* gate[kGateRows];
         for (int i = 0; i < n; i++) gate[i] = ring + g * l.Hp + m + i;
         auto product = [&](const Groups& groups, const T* operand, int64_t shift, T* c, int64_t ldc) {
           for (int64_t p = 0; p < groups.count; p++) {
