@@ -6,7 +6,6 @@ The gate comes first: a provider whose outputs or gradients are wrong is never t
 from __future__ import annotations
 
 import copy
-import ctypes
 import functools
 import gc
 import math
@@ -27,9 +26,6 @@ LONG_SHARE = 20
 """With a deadline, a call longer than this part of what is left is warmed once."""
 GATE_FLOP = 60e9
 """A gate in float64 may cost this much; a larger case is gated on fewer time steps of the same layer."""
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt's names for them
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -128,19 +124,6 @@ def no_collector() -> Iterator[None]:
             gc.enable()
 
 
-@functools.cache
-def keep_freed_memory() -> None:
-    """Has the C library keep large blocks that are freed, instead of fetching them from the system page by page anew.
-
-    Whether it does so by itself depends on what else lies in the heap: by luck, one of two sides that alternate would
-    pay for pages at every call. Called before anything is timed; where there is no mallopt, nothing happens.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_TRIM_THRESHOLD, -1)
-        mallopt(_M_MMAP_MAX, 0)
-
-
 def burst_of(seconds: float) -> int:
     """Calls in a sample, for calls of this length."""
     return max(1, min(200, round(SAMPLE_S / max(seconds, 1e-9))))
@@ -160,7 +143,6 @@ def alternate(
     part of the budget. A `deadline`, of `time.perf_counter`, holds for everything: long calls are warmed once, and
     no round begins that would end behind it, but for the first.
     """
-    keep_freed_memory()
     repeats: dict[str, int] = {}
     for name, call in calls.items():
         seconds = _seconds(call)

@@ -269,6 +269,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "onnxruntime": _version("onnxruntime"),
+        "allocator": _allocator(),
         "fusedrnn": version,
         "backend": backend,
         "git_sha": sha,
@@ -278,6 +279,13 @@ def environment() -> dict[str, Any]:
             ["python -m benchmarks", *(Path(word).name if os.sep in word else word for word in sys.argv[1:])]
         ),
     }
+
+
+def _allocator() -> str:
+    """What hands out memory: where large blocks that are freed go back to the system, every call pays for them anew."""
+    preloaded = [Path(name).name for name in os.environ.get("LD_PRELOAD", "").split()]
+    settings = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")]
+    return " ".join(preloaded + settings) or "default"
 
 
 def environment_json(**extra: Any) -> str:

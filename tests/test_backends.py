@@ -266,8 +266,8 @@ def test_auto_passes_over_dtypes_that_torch_is_faster_in(monkeypatch: pytest.Mon
         (one, "cpu"),
         (one._replace(dtype=torch.float64), "aten"),
         (wide._replace(dtype=torch.float64), "cpu"),
-        (wide._replace(H=512, cell=LSTM, grad=True), "aten"),
-        (wide._replace(H=512, cell=LSTM), "cpu"),
+        (one._replace(H=1024, grad=True), "aten"),
+        (one._replace(H=1024), "cpu"),
     ):
         assert backends.choose("auto", problem) == chosen, problem
 
