@@ -11,9 +11,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from . import autograd, backends, modes, reference
-from .spec import LSTM, CellSpec, Problem
+from .spec import CELLS, LSTM, CellSpec, Problem
 
 States = tuple[Tensor, ...]
+
+_TORCH_OPS: dict[str, Any] = {spec.name: getattr(_VF, spec.name) for spec in CELLS}
 
 
 def recurrent(
@@ -95,7 +97,10 @@ def recurrent(
     )
     chosen = backends.choose(backend, problem)
     if chosen == "aten":
-        return _stock(problem, input, hx, weights, training)
+        if dtype is None:
+            return _stock(problem, input, hx, weights, training)
+        with modes.without_autocast(input):
+            return _stock(problem, input, hx, weights, training)
     run: Callable[..., Any] = autograd.layer if chosen == "cpu" else _reference_layer
     each, x, last, states = len(weights) // num_layers, input, [], []
     for k in range(num_layers):
@@ -133,21 +138,20 @@ def _stock(
     """The whole stack on torch's own op."""
     cell = problem.cell
     if not hx:
-        sizes = (problem.proj_size or problem.H, problem.H)[: len(cell.states)]
-        hx = [input.new_zeros(problem.L * problem.D, problem.B, size) for size in sizes]
-    op = getattr(_VF, cell.name)
-    with modes.without_autocast(input):
-        y, *last = op(
-            input,
-            hx if cell is LSTM else hx[0],
-            weights,
-            problem.bias,
-            problem.L,
-            problem.dropout,
-            training,
-            problem.D == 2,
-            False,
-        )
+        rows = (problem.L * problem.D, problem.B)
+        zeros = input.new_zeros(*rows, problem.H)
+        hx = [input.new_zeros(*rows, problem.proj_size) if problem.proj_size else zeros, zeros]
+    y, *last = _TORCH_OPS[cell.name](
+        input,
+        hx if cell is LSTM else hx[0],
+        weights,
+        problem.bias,
+        problem.L,
+        problem.dropout,
+        training,
+        problem.D == 2,
+        False,
+    )
     return y, tuple(last), []
 
 
