@@ -55,9 +55,10 @@ __attribute__((noinline)) void gemm_block(const Gemm<T>& g) {
   const int64_t ks = g.k_stride, ldb = g.ldb;
   int64_t at = 0;
   auto step = [&](V(&sum)[R][C]) __attribute__((always_inline)) {
+    if constexpr (R > 2) {  // with fewer rows the loads of B are all there is to do, and the processor sees them coming
 #pragma GCC unroll 4
-    for (int j = 0; j < C; j += kVectorsPerLine)
-      __builtin_prefetch(b + kPrefetchSteps * ldb + j * W);
+      for (int j = 0; j < C; j += kVectorsPerLine) __builtin_prefetch(b + kPrefetchSteps * ldb + j * W);
+    }
     if constexpr (R >= C) {
       V col[C];
 #pragma GCC unroll 4
