@@ -7,7 +7,7 @@
 namespace fusedrnn::cpu {
 namespace {
 constexpr int64_t kWorthABarrier =
-    64 << 10;  // FLOP of a step below which the barrier costs more than a second thread saves
+    20 << 10;  // FLOP of a step below which the barrier costs more than a second thread saves
 constexpr int64_t kProjectionRows =
     192;                            // rows projected at once: enough to read W_ih once for many, few enough for L2
 constexpr int64_t kRingRows = 256;  // rows of gate gradients between two rounds of dW and dx
