@@ -34,7 +34,8 @@ Plan share_work(const Problem& p, const Machine& machine, int64_t weight_bytes, 
     left /= n;
   }
   const int64_t rows_to_fill = int64_t(block_rows(machine.registers, 3)) * left;
-  const bool rows_suffice = p.B >= rows_to_fill && weight_bytes <= fits;
+  // A single step is over before all weights are packed: there, every thread packs what only it reads.
+  const bool rows_suffice = p.B >= rows_to_fill && weight_bytes <= fits && p.T > 1;
   const bool worth_a_barrier = 2 * p.B * weight_bytes / element_bytes >= kWorthABarrier;
   if (machine.split == Split::batch || (machine.split == Split::automatic && rows_suffice))
     plan.batches = int(std::clamp<int64_t>(p.B, 1, left));
