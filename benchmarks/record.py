@@ -15,6 +15,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,12 +258,15 @@ def environment() -> dict[str, Any]:
         backend = chosen_backend(fused.GRU(8, 8), torch.zeros(2, 1, 8))
     except Exception as error:  # a broken build is a fact of the environment, whatever it raises
         version, backend = f"not importable ({type(error).__name__})", "none"
-    sha, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    sha, changes = (
+        _git("rev-parse", "HEAD"),
+        _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results"),
+    )
     return {
         "cpu": cpu_name(),
         "isa": isa(),
         "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
+        "busy_cores": busy_cores(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
@@ -279,6 +283,26 @@ def environment() -> dict[str, Any]:
             ["python -m benchmarks", *(Path(word).name if os.sep in word else word for word in sys.argv[1:])]
         ),
     }
+
+
+def busy_cores(seconds: float = 0.5) -> float:
+    """Cores that others keep busy, over so many seconds in which this process sleeps.
+
+    The load average will not do: a minute after a build it still tells of the build. Where there is no /proc/stat: it.
+    """
+    try:
+        before = _idle_and_all()
+        time.sleep(seconds)
+        idle, total = (after - was for after, was in zip(_idle_and_all(), before, strict=True))
+    except (OSError, ValueError):
+        return round(os.getloadavg()[0], 1)
+    return round((1 - idle / max(total, 1)) * (os.cpu_count() or 1), 1)
+
+
+def _idle_and_all() -> tuple[int, int]:
+    """Ticks of all cores since the start: idle (waiting for a disk is idle too), and of every kind but guests'."""
+    ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)
 
 
 def _allocator() -> str:

@@ -14,15 +14,15 @@ from .studies import STUDIES
 from .studies.base import Figure, Section, Table, Text, Verdict
 
 TITLE = "fusedrnn: the study"
-BUSY_SHARE = 0.75
-"""Load at the start, over cores, from which the report warns."""
+BUSY_SHARE = 0.25
+"""Cores kept busy by others at the start, over all cores, from which the report warns."""
 NO_KERNEL = (
     "**The fused CPU kernel did not run here: fusedrnn's layers took the backend {}, and their times are not the "
     "kernel's.** `python -m fusedrnn` says what is missing."
 )
 BUSY = (
-    "**Other work kept this machine busy when the run began (load {load} on {cores} cores): times, and the verdicts "
-    "on speed, are of little worth.** Run it again on a quiet machine."
+    "**Other work kept this machine busy when the run began ({busy_cores} of {cores} cores): times, and the verdicts on "
+    "speed, are of little worth.** Run it again on a quiet machine."
 )
 NO_FIGURES = (
     "matplotlib is not installed, so this report has no figures: "
@@ -54,7 +54,7 @@ def write(folder: Path, rows: Sequence[Row], environment: dict[str, Any], *, int
     lead = [_machine(environment)]
     if environment.get("backend") not in (None, "cpu"):
         lead.append(NO_KERNEL.format(environment["backend"]))
-    if environment.get("load", 0) > BUSY_SHARE * environment.get("cores", 1):
+    if environment.get("busy_cores", 0) > BUSY_SHARE * environment.get("cores", 1):
         lead.append(BUSY.format(**environment))
     if interrupted:
         lead.append("**The run was interrupted: this report holds what was measured until then.**")

@@ -188,10 +188,17 @@ def test_a_missing_kernel_is_said_at_the_top(tmp_path):
     assert "did not run here" in page.with_suffix(".md").read_text().split("## Verdicts")[0]
 
 
-@pytest.mark.parametrize(("load", "busy"), [(0.2, False), (1.9, True)])
-def test_a_busy_machine_is_said_at_the_top(tmp_path, load, busy):
-    page = report.write(tmp_path, _rows(), record.environment() | {"load": load, "cores": 2})
-    assert ("load 1.9 on 2 cores" in page.with_suffix(".md").read_text().split("## Verdicts")[0]) == busy
+@pytest.mark.parametrize(("cores", "busy"), [(0.2, False), (1.9, True)])
+def test_a_busy_machine_is_said_at_the_top(tmp_path, cores, busy):
+    page = report.write(tmp_path, _rows(), record.environment() | {"busy_cores": cores, "cores": 2})
+    assert ("(1.9 of 2 cores)" in page.with_suffix(".md").read_text().split("## Verdicts")[0]) == busy
+
+
+def test_a_process_that_spins_is_seen():
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as spinning:
+        busy = record.busy_cores()
+        spinning.kill()
+    assert busy >= 0.5
 
 
 def test_without_matplotlib_the_report_says_so(tmp_path, monkeypatch):
