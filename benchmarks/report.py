@@ -21,8 +21,8 @@ NO_KERNEL = (
     "kernel's.** `python -m fusedrnn` says what is missing."
 )
 BUSY = (
-    "**Other work kept this machine busy when the run began ({busy_cores} of {cores} cores): times, and the verdicts on "
-    "speed, are of little worth.** Run it again on a quiet machine."
+    "**Other work kept this machine busy when the run began ({busy_cores} of {cores} cores): times, and the verdicts "
+    "on speed, are of little worth.** Run it again on a quiet machine."
 )
 NO_FIGURES = (
     "matplotlib is not installed, so this report has no figures: "
