@@ -76,7 +76,8 @@ def run(
         progress.show(f"{mode} {case.name}")
         now = time.perf_counter()
         if CALLS * step_s > max(deadline - now, 0.0):
-            remarks.append(_left_out("training steps", CALLS * step_s, deadline - now, f"--budget {5 * step_s:.0f}"))
+            needed, left = CALLS * step_s, deadline - now
+            remarks.append(_left_out("training steps", needed, left, f"--budget {_enough(budget_s, needed, left)}"))
             continue
         seconds = max(0.0, deadline - now) * share
         samples[mode] = alternate(
@@ -125,6 +126,11 @@ def _wants_reference(case: Case, wanted: bool | None) -> bool:
     """About 60 us a step, layer and direction, and 10 GFLOP/s: enough to tell seconds from minutes."""
     estimate = 3 * case.T * case.L * case.D * 60e-6 + case.flop("train") / 10e9
     return estimate < REFERENCE_SECONDS if wanted is None else wanted
+
+
+def _enough(budget_s: float, needed: float, left: float) -> int:
+    """A budget that also holds what is needed, with room for a slower second."""
+    return math.ceil(budget_s + 2 * needed - min(left, 0)) + 1
 
 
 def _left_out(what: str, needed: float, left: float, instead: str) -> str:

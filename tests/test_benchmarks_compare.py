@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from pairs import needs_kernel
+
 from benchmarks import __main__ as command
 from benchmarks import compare
 from benchmarks.cases import Case
@@ -19,6 +21,7 @@ def test_compare_prints_a_table(capsys):
     assert all(name in out for name in ("nn", "fusedrnn", "reference", "floor"))
 
 
+@needs_kernel
 def test_compare_times_the_backends_asked_for(capsys):
     shape = [
         "--input",
@@ -53,3 +56,8 @@ def test_compare_leaves_out_what_does_not_fit_its_budget(monkeypatch):
     assert "peak memory left out" in table
     assert table.splitlines()[3].split()[0] == "slow"
     assert table.splitlines()[3].split()[-4:-2] == ["-", "-"]
+
+
+def test_the_budget_that_is_advised_is_larger_than_the_one_that_was_too_small():
+    for budget_s, needed, left in ((2, 0.1, 0.05), (2, 0.0, -1.0), (10, 3.0, 1.0)):
+        assert compare._enough(budget_s, needed, left) > budget_s + needed - left

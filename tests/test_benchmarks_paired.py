@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pairs import needs_kernel
 
 from benchmarks import __main__ as command
 from benchmarks import cases, figures, paired, plots, record, sweep
@@ -183,6 +184,7 @@ def test_the_sweep_is_taken_up_and_keeps_pairs_of_providers_apart(tmp_path, caps
     assert sum(row.provider == "floor" for row in rows) == 8
 
 
+@needs_kernel
 def test_a_provider_that_fails_its_gate_is_recorded_once(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "sweep_grid", lambda cells: [Case("lstm", 4, 2, 3, 5, proj=2)])
     options = ["sweep", "--provider", "fusedrnn-cpu", "--threads", "1", "--budget", "0.01", "--out", str(tmp_path)]
