@@ -124,6 +124,52 @@ def test_nan_stays_in_its_row(cell: CellSpec) -> None:
     assert torch.equal(y[:2], clean[:2])
 
 
+@pytest.mark.parametrize("H", [16, 17])
+def test_an_infinite_input_spoils_no_more_gradients_than_in_torch(cell: CellSpec, H: int) -> None:
+    """Padded lanes hold 0 * inf in forward; they must not reach dh."""
+    ours = _layer(cell, 3, H)
+    theirs = getattr(nn, cell.mode.split("_")[0])(
+        3, H, **({"nonlinearity": ours.nonlinearity} if hasattr(ours, "nonlinearity") else {})
+    )
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(4, 2, 3)
+    x[2, 1, 0] = float("-inf")
+    found = []
+    for layer in (ours, theirs):
+        leaf = x.clone().requires_grad_()
+        layer(leaf)[0].sum().backward()
+        found.append([leaf.grad.isnan(), *(p.grad.isnan() for p in layer.parameters())])
+    for mine, torchs in zip(*found, strict=True):
+        assert not (mine & ~torchs).any()
+
+
+def test_an_infinite_bias_gradient_stays_infinite() -> None:
+    layer = fusedrnn.RNN(1, 1, nonlinearity="relu", backend="cpu")
+    for p in layer.parameters():
+        p.data.fill_(1.0)
+    layer(torch.ones(3, 1, 1))[0].backward(torch.tensor([1.0, float("inf"), 1.0]).view(3, 1, 1))
+    assert layer.bias_ih_l0.grad.isinf().all()
+
+
+def test_a_closed_gate_lets_nothing_through() -> None:
+    layer = fusedrnn.LSTM(3, 16, backend="cpu")
+    layer.bias_ih_l0.data[16] = -200.0
+    c0 = torch.zeros(1, 1, 16)
+    c0[0, 0, 0] = 1e38
+    with torch.no_grad():
+        assert abs(float(layer(torch.zeros(1, 1, 3), (torch.zeros(1, 1, 16), c0))[1][1][0, 0, 0])) < 1
+
+
+def test_layer_backward_refuses_kept_values_that_lie_apart() -> None:
+    w, x = [torch.randn(12, 5), torch.randn(12, 4)], torch.randn(3, 2, 5)
+    y, _, cs, _, kept = ops.layer(x, None, None, w, None, None, 0, False, True, True)
+    apart = torch.zeros(2 * kept.numel())[::2]
+    apart.copy_(kept)
+    given = (torch.ones_like(y), None, None, None, x, None, None, w, y, cs)
+    with pytest.raises(RuntimeError, match="expected what layer"):
+        ops.layer_backward(*given, apart, None, None, 0, False, 7)
+
+
 def _layer(cell: CellSpec, *sizes: int, **options: object) -> nn.Module:
     kind = getattr(fusedrnn, cell.mode.split("_")[0])
     own = {"nonlinearity": cell.mode[4:].lower()} if cell.mode.startswith("RNN") else {}
@@ -275,6 +321,8 @@ REFUSED = [
     ({"reset": torch.zeros(2, 3, 1)}, "reset: expected bool"),
     ({"gates_x": torch.zeros(2, 3, 1, 12, dtype=torch.float16)}, "float32, float64 and bfloat16"),
     ({"gates_x": torch.zeros(0, 3, 1, 12)}, "expected at least one step"),
+    ({"gates_x": torch.zeros(2, 3, 0, 12), "weight_hh": torch.zeros(0, 12, 4)}, "expected at least one stream"),
+    ({"gates_x": torch.zeros(2, 3, 1, 0), "weight_hh": torch.zeros(1, 0, 0)}, "one hidden unit"),
 ]
 
 
@@ -310,6 +358,7 @@ def test_layer_refuses_what_does_not_fit() -> None:
         (torch.zeros(2, 3, 5), [weights[0].double(), weights[1]], "w_ih: expected the dtype"),
         (torch.zeros(3, 5), weights, r"expected x \[T, B, I\]"),
         (torch.zeros(0, 3, 5), weights, "expected at least one step"),
+        (torch.zeros(2, 3, 5), [torch.zeros(0, 5), torch.zeros(0, 0)], "expected at least one hidden unit"),
     ):
         with pytest.raises(RuntimeError, match=text):
             ops.layer(x, None, None, given, None, None, 0, False, False, False)

@@ -206,8 +206,8 @@ struct Backward {
         const int64_t b = batch[i];
         V kept[Z + 1], dkept[4], part[X], g = V::load(dh(s, b) + j), h(T(0)), y(T(0)), c_old(T(0)), c(T(0)),
                                           dcell(T(0));
-        for (int z = 0; z < Z; z++)
-          kept[z] = V::load(f.kept.at(t, b, s) + v * f.kept.vector + z * f.kept.value, f.kept.padded ? int64_t(W) : n);
+        // zeros in the padding: there forward may hold 0 * inf, which would reach every unit by way of dh
+        for (int z = 0; z < Z; z++) kept[z] = V::load(f.kept.at(t, b, s) + v * f.kept.vector + z * f.kept.value, n);
         for (int z = 0; z < 4; z++)
           dkept[z] =
               z < Z && f.dkept ? V::load(f.dkept.at(t, b, s) + v * f.dkept.vector + z * f.dkept.value, n) : V(T(0));
@@ -239,7 +239,8 @@ struct Backward {
           T* const to = db(s) + slot * l.Hp + j;
           T* const lost = to + X * l.Hp;
           const V before = V::load(to), more = sum[slot] - V::load(lost), after = before + more;
-          ((after - before) - more).store(lost);  // Kahan's sum: there may be very many steps
+          zero_if_nan((after - before) - more)
+              .store(lost);  // Kahan's sum: there may be very many steps, or an infinite one
           after.store(to);
         }
     }

@@ -27,6 +27,7 @@ struct LayerProblem {
     const int64_t T = x.size(0), B = x.size(1), I = x.size(2), H = weights[1].size(1), G = cell_gates(int(cell));
     problem = {int(cell), int(D), T, B, D, H, I};
     STD_TORCH_CHECK(I > 0, "fusedrnn: x: expected at least one input feature");
+    STD_TORCH_CHECK(H > 0, "fusedrnn: w_hh: expected at least one hidden unit");
     STD_TORCH_CHECK(T > 0, "fusedrnn: x: expected at least one step");
     check_shape("x", x, {T, B, I});
     for (int64_t d = 0; d < D; d++) {
@@ -129,7 +130,9 @@ std::vector<Tensor> layer_backward(const OptionalTensor& dy, const OptionalTenso
   check_gradient("dhn", dhn, {D, B, H}, type);
   check_gradient("dcs", dcs, {T, B, D * H}, type);
   check_gradient("dcn", dcn, {D, B, H}, type);
-  STD_TORCH_CHECK(kept.scalar_type() == compute, "fusedrnn: kept: expected what layer(save=True) returned");
+  STD_TORCH_CHECK(kept.scalar_type() == compute && kept.is_contiguous(),
+                  "fusedrnn: kept: expected what layer(save=True) returned");
+  STD_TORCH_CHECK(y.scalar_type() == type, "fusedrnn: y: expected the dtype of the other tensors");
   const bool want_x = wanted & 1, want_states = wanted & 2, want_weights = wanted & 4;
   Tensor dx = want_x ? empty({T, B, I}, compute) : empty({0}, compute);
   Tensor dh0 = want_states ? empty({D, B, H}, compute) : empty({0}, compute);

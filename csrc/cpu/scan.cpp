@@ -51,6 +51,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
   check_type(type);
   STD_TORCH_CHECK(S % directions == 0, "fusedrnn: expected a multiple of ", directions, " streams, got ", S);
   STD_TORCH_CHECK(T > 0, "fusedrnn: gates_x: expected at least one step");
+  STD_TORCH_CHECK(S > 0 && H > 0, "fusedrnn: expected at least one stream and one hidden unit, got ", S, " and ", H);
   check_shape("gates_x", gates_x, {T, B, S, G * H});
   check_like("weight_hh", weight_hh, {S, G * H, H}, type);
   check_like("bias_hh", bias_hh, {S, G * H}, type);
@@ -99,6 +100,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
   const bool lstm = cell == kLstm, gru = cell == kGru;
   check_type(type);
   STD_TORCH_CHECK(T > 0, "fusedrnn: y: expected at least one step");
+  STD_TORCH_CHECK(S > 0 && H > 0, "fusedrnn: expected at least one stream and one hidden unit, got ", S, " and ", H);
   STD_TORCH_CHECK(S % directions == 0, "fusedrnn: expected a multiple of ", directions, " streams, got ", S);
   check_like("weight_hh", weight_hh, {S, G * H, H}, type);
   if (Z) check_like("gates", gates, {T, B, S, Z * H}, type);

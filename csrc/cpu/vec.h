@@ -100,6 +100,7 @@ struct Vec {
   friend FUSEDRNN_INLINE Vec at_least(Vec x, Vec c) { return Vec(Raw(c.v > x.v ? c.v : x.v)); }
   friend FUSEDRNN_INLINE Vec positive_part(Vec x) { return Vec(Raw(x.v < Raw{} ? Raw{} : x.v)); }
   friend FUSEDRNN_INLINE Vec where_positive(Vec x, Vec a) { return Vec(Raw(x.v <= Raw{} ? Raw{} : a.v)); }
+  friend FUSEDRNN_INLINE Vec zero_if_nan(Vec x) { return Vec(Raw(x.v == x.v ? x.v : Raw{})); }
   friend FUSEDRNN_INLINE Vec divide(Vec a, Vec b) {
 #if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4) {  // a 512-bit division blocks its port for 16 cycles; this is within 1 ulp of it
@@ -137,7 +138,8 @@ FUSEDRNN_INLINE Vec<T> sigmoid(Vec<T> x) {
   using V = Vec<T>;
   const V one(T(1)), most(Float<T>::exp_max), least(-Float<T>::exp_max);
   const Exp<T> e = exp_parts(at_least(at_most(V(T(0)) - x, most), least));
-  return divide(one, one + multiply_add(e.scale, e.rest, e.scale));
+  const V result = divide(one, one + multiply_add(e.scale, e.rest, e.scale));
+  return V(typename V::Raw(x.v < least.v ? typename V::Raw{} : result.v));  // closed: not even a huge value passes
 }
 // tanh|x| = q = m / (m + 2), m = e^2|x| - 1: no branch for small x. One Newton step then takes away the roundings of m
 // + 2 and of the quotient; 1 / (m + 2) = (1 - q) / 2 is at hand. Beyond tanh_is_1 the result is 1 to the last place,
