@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
         const="full",
         help="larger grids, more epochs and seeds; up to an hour",
     )
-    study.add_argument("--budget", type=float, metavar="S", help="seconds a study, instead of its own")
+    study.add_argument("--budget", type=_seconds, metavar="S", help="seconds a study, instead of its own")
     study.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of the results (default: %(default)s)")
 
     own = commands.add_parser("compare", help="one's own shape: a table in less than half a minute")
@@ -65,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
         "--ragged", action="store_true", help="rows of different length: lengths= against a PackedSequence"
     )
     own.add_argument("--dtype", choices=list(DTYPES), default="fp32")
-    own.add_argument("--threads", type=int, help="torch's threads (default: torch's own choice)")
+    own.add_argument("--threads", type=_count, help="torch's threads (default: torch's own choice)")
     own.add_argument(
         "--reference",
         action=argparse.BooleanOptionalAction,
@@ -76,7 +77,9 @@ def parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="peak memory, in processes of its own (default: where the budget allows)",
     )
-    own.add_argument("--budget", type=float, default=compare.BUDGET_S, metavar="S", help="seconds for the whole table")
+    own.add_argument(
+        "--budget", type=_seconds, default=compare.BUDGET_S, metavar="S", help="seconds for the whole table"
+    )
 
     aims = commands.add_parser("figures", help="the ratios to reach, row by row; takes up a run that was cut off")
     _add_shapes(aims)
@@ -88,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     memory = commands.add_parser("peak", help="peak memory of a training step at the shapes of figures (4 minutes)")
     memory.add_argument("--cells", type=_words(CELLS), default=list(CELLS))
     _add_shapes(memory)
-    memory.add_argument("--threads", type=int, help="torch's threads (default: torch's own choice)")
+    memory.add_argument("--threads", type=_count, help="torch's threads (default: torch's own choice)")
     memory.add_argument("--provider", choices=list(PROVIDERS), default=FUSED.name, help="beside nn (%(default)s)")
     memory.add_argument("--repeats", type=int, default=3, help="processes a measurement (default: %(default)s)")
     memory.add_argument("--out", type=Path, default=DEFAULT_OUT)
@@ -111,7 +114,7 @@ def _add_shapes(command: argparse.ArgumentParser) -> None:
 def _add_paired(command: argparse.ArgumentParser, budget_s: float) -> None:
     """What `figures` and `sweep` have in common."""
     command.add_argument("--cells", type=_words(CELLS), default=list(CELLS))
-    command.add_argument("--threads", type=_numbers, default=[2, 1], help="counts, separated by commas (default: 2,1)")
+    command.add_argument("--threads", type=_counts, default=[2, 1], help="counts, separated by commas (default: 2,1)")
     command.add_argument("--modes", type=_words(MODES), help="default: those that both sides do")
     command.add_argument(
         "--provider",
@@ -122,7 +125,7 @@ def _add_paired(command: argparse.ArgumentParser, budget_s: float) -> None:
     command.add_argument(
         "--against", choices=list(PROVIDERS), default=NN.name, help="whose time is divided (default: %(default)s)"
     )
-    command.add_argument("--budget", type=float, default=budget_s, metavar="S", help="seconds a row (%(default)s)")
+    command.add_argument("--budget", type=_seconds, default=budget_s, metavar="S", help="seconds a row (%(default)s)")
     command.add_argument("--out", type=Path, default=DEFAULT_OUT)
     command.add_argument("--overwrite", action="store_true", help="measure again what is there")
 
@@ -135,6 +138,26 @@ def _words(known: Sequence[str]):
         return words
 
     return parse
+
+
+def _count(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text!r}")
+    return seconds
+
+
+def _counts(text: str) -> list[int]:
+    return [_count(word) for word in text.split(",")]
 
 
 def _numbers(text: str) -> list[int]:

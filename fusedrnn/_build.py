@@ -51,7 +51,10 @@ def mend() -> str:
 
 def compiler() -> str | None:
     """The C++ compiler that a build would use, $CXX or c++; None if it is not found."""
-    command = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+    try:
+        command = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+    except ValueError:  # a quotation that is not closed
+        return None
     return shutil.which(command[0])
 
 

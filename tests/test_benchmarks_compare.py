@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from pairs import needs_kernel
 
 from benchmarks import __main__ as command
@@ -61,3 +62,20 @@ def test_compare_leaves_out_what_does_not_fit_its_budget(monkeypatch):
 def test_the_budget_that_is_advised_is_larger_than_the_one_that_was_too_small():
     for budget_s, needed, left in ((2, 0.1, 0.05), (2, 0.0, -1.0), (10, 3.0, 1.0)):
         assert compare._enough(budget_s, needed, left) > budget_s + needed - left
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compare", "--threads", "0"],
+        ["figures", "--threads", "2,-1"],
+        ["peak", "--threads", "x"],
+        ["compare", "--budget", "-1"],
+        ["sweep", "--budget", "nan"],
+    ],
+)
+def test_counts_and_budgets_that_make_no_sense_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as left:
+        command.main(arguments)
+    assert left.value.code == 2
+    assert f"got '{arguments[-1].split(',')[-1]}'" in capsys.readouterr().err

@@ -288,3 +288,8 @@ def test_compilation_that_failed_is_not_repeated_at_every_import(compiler: None,
     again, err = python(STATUS, checkout)
     assert again == out
     assert "compiling once" not in err
+
+
+def test_a_quotation_in_cxx_that_is_not_closed_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", '"unclosed')
+    assert _build.compiler() is None
