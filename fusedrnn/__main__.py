@@ -148,6 +148,8 @@ def _largest_error(got: list[Tensor], expected: list[Tensor]) -> float | None:
 def _plan_missing() -> str | None:
     if _build.status() or importlib.util.find_spec("fusedrnn._plan"):
         return None
+    if any(_build.HERE.glob("_plan.*.so")):
+        return f"the planner's module _plan was built for another Python than {platform.python_version()}"
     return "the planner's module _plan is missing (was Python.h there when it was built?)"
 
 
