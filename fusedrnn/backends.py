@@ -85,7 +85,7 @@ CPU_SLOWER: tuple[tuple[Callable[[Problem], bool], str], ...] = (
             and multiplies_bf16()
             and (p.cell is LSTM or p.B * p.H**2 >= 2**21 or (p.T * p.B <= 4 and p.H >= 512))
         ),
-        "measured slower than torch, whose products of bfloat16 take half the time of float32 on this processor",
+        "measured slower than torch, which uses this processor's own products of bfloat16",
     ),
     (
         lambda p: p.dtype == torch.float64 and p.H >= 256 and (p.T * p.B <= 4 or (p.T == 1 and p.B <= 16)),

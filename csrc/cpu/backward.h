@@ -3,7 +3,8 @@
 // Mapping: as forward; the reverse loop writes the gate gradients of a chunk of steps to a ring, and dW and dx are
 //   taken from it by matrix products while it is in cache. dh_before += dgates W_hh is the serial part.
 // Memory: the ring is shared by the threads of a team (same stream and rows); dW is summed per batch part and the
-//   parts are added at the end in a fixed order, so results do not depend on timing.
+//   parts are added at the end in a fixed order, so results do not depend on timing. A lone part without padding is
+//   summed in its own tensor. Weights are packed, or, for few steps, read in place.
 // Synchronisation: one spin barrier a step between threads that share hidden units, one a chunk, and two a call
 //   between all threads.
 // Requires: `kept`, y and cs as forward wrote them; masked rows as in forward.
@@ -15,8 +16,8 @@ namespace fusedrnn::cpu::FUSEDRNN_ISA {
 constexpr int64_t kTileRows =
     24;  // rows of a product that goes through a tile on the stack: a multiple of every row block
 
-constexpr int64_t kGateRows =
-    48;  // rows of dW that share a pass over the inputs: whole cache lines of the ring, a multiple of every row block
+// Rows of dW that share a pass over the inputs: whole cache lines of the ring.
+constexpr int64_t kGateRows = 48;
 
 template <class T, class C>
 struct Backward {
@@ -239,8 +240,8 @@ struct Backward {
           T* const to = db(s) + slot * l.Hp + j;
           T* const lost = to + X * l.Hp;
           const V before = V::load(to), more = sum[slot] - V::load(lost), after = before + more;
-          zero_if_nan((after - before) - more)
-              .store(lost);  // Kahan's sum: there may be very many steps, or an infinite one
+          // Kahan's sum: there may be very many steps, or an infinite one
+          zero_if_nan((after - before) - more).store(lost);
           after.store(to);
         }
     }

@@ -2,9 +2,9 @@
 //   given projections.
 // Mapping: hidden units are cut into panels of vectors; a panel's product goes to a gate buffer in L1 or L2 and its
 //   pointwise half follows at once. Threads split streams, then rows (no synchronisation at all), or hidden units.
-// Memory: weights are packed once a call, K-major, gates of a unit side by side. The ring holds the pre-activations of
-//   a chunk: rows that are real, without gaps, so a row past its length costs nothing. A row that is reset reads its
-//   state from a row of zeros.
+// Memory: weights are packed once a call, K-major, gates of a unit side by side, or, for few rows, read in place. The
+//   ring holds the pre-activations of a chunk: rows that are real, without gaps, so a row past its length costs
+//   nothing. A row that is reset reads its state from a row of zeros.
 // Synchronisation: one spin barrier a step between threads that share hidden units; none otherwise.
 // Requires: nothing of H, B, I, T; the last vector of units is masked where it is stored outside the scratch memory.
 #pragma once

@@ -1,8 +1,7 @@
-// Computes: C[rows, cols] = init + A[rows, K] * B[K, cols], the only matrix product of the kernel: input projection,
-//   recurrence, dh, dx, dW.
+// Computes: C[rows, cols] = init + A[rows, K] * B[K, cols]: input projection, recurrence, dh, dx, dW (calls of few rows
+//   take the forward ones by dots.h).
 // Mapping: a micro-kernel keeps an R x C block of accumulators (C in vectors) in registers for a whole run of K; B is
-//   [K][C][lanes], packed or read in
-//   place.
+//   [K][C][lanes], packed or read in place.
 // Memory: K is cut so that a block of B stays in L1 while several row blocks pass over it.
 #pragma once
 #include "cpu/blocks.h"
