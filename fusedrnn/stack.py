@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,6 +103,8 @@ def recurrent(
         with modes.without_autocast(input):
             return _stock(problem, input, hx, weights, training)
     run: Callable[..., Any] = autograd.layer if chosen == "cpu" else _reference_layer
+    if chosen.startswith("cuda"):
+        run = partial(autograd.layer, route=backends.route(chosen, input.dtype))
     each, x, last, states = len(weights) // num_layers, input, [], []
     for k in range(num_layers):
         h0, c0 = _initial(problem, hx, k)
