@@ -124,13 +124,13 @@ struct PlainProduct {
       const int n = thread_id() + i * kStepThreads, m = weight_row(n);
       const int64_t unit = tile.unit0 + m % kUnits, k = k0 + weight_k(n);
       const int64_t at = kForward ? (m / kUnits * H + unit) * H + k : (gate * H + k) * H + unit;
-      to.weights[i] = valid && unit < H && k < H ? w[at] : Number(0);
+      to.weights[i] = valid && unit < H && k < H ? load_global(w + at) : Number(0);
     }
     for (int i = 0; i < kInputs; i++) {
       const int n = thread_id() + i * kStepThreads;
       const int64_t k = k0 + n % kChunk;
       const Stored* const row = valid && k < H ? tile.source(gate, n / kChunk) : nullptr;
-      to.inputs[i] = row ? row[k] : Number(0);
+      to.inputs[i] = row ? load_global(row + k) : Number(0);
     }
   }
 
