@@ -190,6 +190,7 @@ void collective(A* argument, void (*operation)(A**)) {
   Fiber* const f = current();
   Warp* const w = f->warp;
   f->argument = argument;
+  if (w->alive != 32) fail("a collective in a warp that a lane has left");
   if (w->arrived == 0) w->collective = reinterpret_cast<const void*>(operation);
   if (w->collective != reinterpret_cast<const void*>(operation)) fail("lanes of a warp execute different collectives");
   if (++w->arrived < w->alive) return wait();
