@@ -25,7 +25,7 @@ LAYERS = (
     {"stack"},
     {"autograd", "standin"},
     {"adjoint", "backends"},
-    {"batching", "ops", "reference"},
+    {"batching", "gpu_plan", "ops", "reference"},
     {"_build", "_plan", "checks", "errors", "modes", "spec"},
 )
 MAY_USE = {name: set() for name in LAYERS[-1]} | {"reference": {"spec"}}

@@ -118,6 +118,8 @@ inline double call_us(const Request& r, const Instance& i, const Device& device,
 
 // The time-step kernel: a launch a step, weights from L2 each time.
 constexpr double kStepTensorShare = 0.25, kStepPlainShare = 0.3;  // of the peak rate. Estimates
+constexpr double kShareOfL2 = 0.8;    // that weights may fill and still be there at the next step
+constexpr double kStepCycles = 1500;  // where the rows lie, sums of the warps, the cell's own loads: one after another
 constexpr double kStepLoadCycles = 300;  // a warp's block of k until the next one has come from L2
 constexpr int kStepRows = 32, kStepLeastRows = 8, kStepWarps = 8, kStepCtas = 128;  // as in step.cu
 
@@ -145,8 +147,8 @@ inline double step_call_us(const Request& r, const Device& device) {
   const double loads = k * bytes / 64 / (plain ? 1 : kStepWarps) * kStepLoadCycles;
   const double l2 =
       (row_tiles * weight_bytes(r) + unit_tiles * double(p.B) * k * bytes) / (kGridBytesPerCycle * device.sms);
-  const bool in_l2 = weight_bytes(r) <= 0.8 * device.l2_bytes;
+  const bool in_l2 = weight_bytes(r) <= kShareOfL2 * device.l2_bytes;
   const double memory = memory_us(tensor_bytes(r) + (in_l2 ? 0 : weight_bytes(r)), device);
-  return double(p.T) * (kLaunchUs + std::max(us(std::max({product, loads, l2}), device), memory));
+  return double(p.T) * (kLaunchUs + std::max(us(kStepCycles + std::max({product, loads, l2}), device), memory));
 }
 }  // namespace fusedrnn::cuda::cost

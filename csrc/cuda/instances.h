@@ -37,6 +37,8 @@ constexpr Shape kShapes[] = {
     {-1, false, B, Exchange::scatter, 512, 64, 8, 1, 2, 40, 8},
     {kGru, false, F, Exchange::cluster, 768, 48, 8, 1, 2, 13, 16},
     {kLstm, false, F, Exchange::cluster, 768, 48, 8, 1, 2, 9, 16},
+    {kGru, false, B, Exchange::scatter, 768, 48, 8, 1, 2, 48, 16},
+    {kLstm, false, B, Exchange::scatter, 768, 48, 8, 1, 2, 39, 16},
     {-1, false, F, Exchange::grid, 1024, 16, 8, 1, 8, 99, 1},
     {-1, false, F, Exchange::grid, 1024, 16, 8, 4, 8, 99, 1},
     {-1, false, B, Exchange::grid, 1024, 16, 8, 1, 8, 99, 1},

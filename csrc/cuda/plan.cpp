@@ -81,7 +81,7 @@ Refusal refusal(const Request& r, const Instance& i, const Device& device) {
             text(i.team()) + " CTAs needed, " +
                 (i.cluster > 1 ? text(max_clusters(device, i.cluster) * i.cluster) + " in clusters of " +
                                      text(i.cluster) + " are resident at once"
-                               : text(device.sms) + " SMs")};
+                               : text(device.sms) + " SMs are there")};
   return {};
 }
 
