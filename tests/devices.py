@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from fusedrnn import gpu_plan
@@ -18,16 +20,28 @@ ROWS = (1, 8, 9, 16, 64, 65, 128, 512)
 FIELDS = ("regime", "instance", "groups", "team", "cluster", "threads", "smem_bytes", "wave", "us_per_step")
 
 
-def ask(device, cell=Cell.gru, H=512, B=64, S=1, T=T, pass_=Pass.forward, precision=Precision.bf16, **asked):
+def ask(
+    device: Any,
+    cell: Any = Cell.gru,
+    H: int = 512,
+    B: int = 64,
+    S: int = 1,
+    T: int = T,
+    pass_: Any = Pass.forward,
+    precision: Any = Precision.bf16,
+    **asked: Any,
+) -> Any:
+    """The plan of a request."""
     shape = plan.Shape(cell=cell, T=T, B=B, H=H, S=S)
     return plan.cuda_plan(shape, device, pass_=pass_, precision=precision, **asked)
 
 
-def fields(chosen):
+def fields(chosen: Any) -> tuple[Any, ...]:
     return tuple(getattr(chosen, name) for name in FIELDS)
 
 
-def altered(device, **changes):
+def altered(device: Any, **changes: Any) -> Any:
+    """The GPU with other numbers."""
     names = (
         "major",
         "minor",
@@ -46,7 +60,8 @@ H200 = gpu_plan.table_device("h200")
 A100 = gpu_plan.table_device("a100")
 
 
-def an_instance(exchange=Exchange.cta, **changes):
+def an_instance(exchange: Any = Exchange.cta, **changes: Any) -> Any:
+    """A kernel, of a shape that fits its exchange."""
     shapes = {
         Exchange.cta: {"H": 128, "units": 128},
         Exchange.cluster: {"H": 256, "units": 32, "k_split": 4, "cluster": 8},
@@ -58,14 +73,15 @@ def an_instance(exchange=Exchange.cta, **changes):
     return plan.Instance(exchange=exchange, **common | shapes[exchange] | changes)
 
 
-def ask_or_reason(device, **asked):
+def ask_or_reason(device: Any, **asked: Any) -> Any:
+    """The plan, or the text of the refusal."""
     try:
         return ask(device, **asked)
     except ValueError as error:
         return str(error)
 
 
-def takes(instance, device=H200, **asked):
+def takes(instance: Any, device: Any = H200, **asked: Any) -> bool:
     """Whether a table of this one kernel serves the request, rather than the time-step kernel."""
     asked = {"H": instance.H, "pass_": instance.pass_, "regime": instance.regime} | asked
     chosen = ask_or_reason(device, instances=[instance], **asked)

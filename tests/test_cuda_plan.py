@@ -6,6 +6,7 @@ The tables come from data sheets; how many clusters a GPU holds at once is assum
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 from devices import (
@@ -36,7 +37,7 @@ from fusedrnn import gpu_plan
 
 
 @pytest.fixture(params=gpu_plan.TABLE_DEVICES)
-def device(request):
+def device(request: pytest.FixtureRequest) -> Any:
     """Each GPU of the tables."""
     return gpu_plan.table_device(request.param)
 
@@ -46,21 +47,23 @@ def device(request):
 
 @pytest.mark.parametrize("pass_", PASSES)
 @pytest.mark.parametrize("cell", GATED)
-def test_what_people_train_is_persistent_on_an_h200(cell, pass_):
+def test_what_people_train_is_persistent_on_an_h200(cell: Any, pass_: Any) -> None:
     sizes = [(H, precision) for precision in HALVES for H in range(8, 1025, 8)]
     sizes += [(H, Precision.tf32) for H in range(8, 513, 8)]
     for (H, precision), B in itertools.product(sizes, (1, 2, 8, 9, 16, 24, 32, 33, 48, 57, 64)):
         assert ask(H200, cell, H, B, pass_=pass_, precision=precision).regime in PERSISTENT, (H, B, precision)
 
 
-def test_every_request_has_a_plan_within_the_device(device):
+def test_every_request_has_a_plan_within_the_device(device: Any) -> None:
     for cell, precision, pass_, H, B, S in itertools.product(CELLS, PRECISIONS, PASSES, SIZES, ROWS, (1, 2)):
         for masked in (False, True):
             chosen = ask(device, cell, H, B, S, pass_=pass_, precision=precision, masked=masked)
             check(chosen, device, cell, H, B, S, pass_, precision, masked)
 
 
-def check(chosen, device, cell, H, B, S, pass_, precision, masked):
+def check(
+    chosen: Any, device: Any, cell: Any, H: int, B: int, S: int, pass_: Any, precision: Any, masked: bool
+) -> None:
     assert 0 < chosen.us_per_step < 1e6
     if chosen.regime == Regime.step:
         assert chosen.instance == -1
@@ -86,7 +89,7 @@ def check(chosen, device, cell, H, B, S, pass_, precision, masked):
 
 
 @pytest.mark.parametrize("name", ["a100", "l4", "rtx4090"])
-def test_no_clusters_before_hopper(name):
+def test_no_clusters_before_hopper(name: str) -> None:
     device = gpu_plan.table_device(name)
     boastful = altered(device, max_clusters=H200.max_clusters)  # says it could
     for cell, precision, pass_, H, B in itertools.product(CELLS, PRECISIONS, PASSES, SIZES, (1, 64, 512)):
@@ -94,7 +97,7 @@ def test_no_clusters_before_hopper(name):
             assert ask(one, cell, H, B, pass_=pass_, precision=precision).cluster == 1
 
 
-def test_every_kernel_of_the_table_is_reached_by_some_gpu():
+def test_every_kernel_of_the_table_is_reached_by_some_gpu() -> None:
     """A row of the table that no data sheet has room for is a row too many."""
     devices = [gpu_plan.table_device(name) for name in gpu_plan.TABLE_DEVICES]
     for n, kernel in enumerate(plan.cuda_instances()):
@@ -111,7 +114,7 @@ def test_every_kernel_of_the_table_is_reached_by_some_gpu():
 # The rules, one by one
 
 
-def test_a_kernel_takes_what_it_is_built_for():
+def test_a_kernel_takes_what_it_is_built_for() -> None:
     kernel = an_instance()
     assert takes(kernel)
     assert not takes(kernel, cell=Cell.lstm)
@@ -120,7 +123,7 @@ def test_a_kernel_takes_what_it_is_built_for():
     assert not takes(kernel, H=136)
 
 
-def test_masks_and_smaller_sizes_need_a_kernel_with_masks():
+def test_masks_and_smaller_sizes_need_a_kernel_with_masks() -> None:
     plain, masked = an_instance(), an_instance(masked=True)
     assert not takes(plain, masked=True)
     assert not takes(plain, H=120)
@@ -131,7 +134,7 @@ def test_masks_and_smaller_sizes_need_a_kernel_with_masks():
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_split_grid_never_takes_masks(masked):
+def test_the_split_grid_never_takes_masks(masked: bool) -> None:
     kernel = an_instance(Exchange.split, masked=masked)
     assert takes(kernel)
     assert not takes(kernel, masked=True)
@@ -139,14 +142,14 @@ def test_the_split_grid_never_takes_masks(masked):
 
 
 @pytest.mark.parametrize("exchange", list(Exchange.__members__.values()))
-def test_shared_memory_is_that_of_the_device(exchange):
+def test_shared_memory_is_that_of_the_device(exchange: Any) -> None:
     kernel = an_instance(exchange)
     assert takes(kernel, altered(H200, smem_bytes=kernel.smem_bytes))
     assert not takes(kernel, altered(H200, smem_bytes=kernel.smem_bytes - 1))
 
 
 @pytest.mark.parametrize("exchange", [Exchange.cluster, Exchange.scatter, Exchange.split])
-def test_clusters_need_hopper_and_room(exchange):
+def test_clusters_need_hopper_and_room(exchange: Any) -> None:
     kernel = an_instance(exchange)
     assert takes(kernel)
     assert not takes(kernel, altered(H200, major=8, minor=9))
@@ -160,7 +163,7 @@ def test_clusters_need_hopper_and_room(exchange):
 
 
 @pytest.mark.parametrize("exchange", [Exchange.grid, Exchange.split])
-def test_a_grid_is_resident_as_a_whole(exchange):
+def test_a_grid_is_resident_as_a_whole(exchange: Any) -> None:
     kernel = an_instance(exchange)
     assert not takes(kernel, altered(H200, cooperative=False))
     if exchange == Exchange.grid:
@@ -172,14 +175,14 @@ def test_a_grid_is_resident_as_a_whole(exchange):
 
 
 @pytest.mark.parametrize("regime", PERSISTENT)
-def test_double_and_outer_derivatives_go_step_by_step(regime):
+def test_double_and_outer_derivatives_go_step_by_step(regime: Any) -> None:
     for asked in ({"precision": Precision.fp64}, {"derivatives": True, "pass_": Pass.backward}):
         assert ask(H200, H=128, **asked).regime == Regime.step
         with pytest.raises(ValueError, match=f"^{regime.name}: (got fp64, expected bf16|gradients of the kept values)"):
             ask(H200, H=128, regime=regime, **asked)
 
 
-def test_nothing_is_resident_before_ampere():
+def test_nothing_is_resident_before_ampere() -> None:
     turing = altered(A100, major=7, minor=5)
     assert ask(turing, H=64).regime == Regime.step
     with pytest.raises(
@@ -191,7 +194,7 @@ def test_nothing_is_resident_before_ampere():
 # Forced regimes
 
 
-def test_a_forced_regime_is_that_regime_or_a_reason(device):
+def test_a_forced_regime_is_that_regime_or_a_reason(device: Any) -> None:
     for cell, precision, pass_, H, B in itertools.product(CELLS, PRECISIONS, PASSES, SIZES, (1, 64)):
         asked = {"cell": cell, "H": H, "B": B, "pass_": pass_, "precision": precision}
         costs = [ask(device, regime=Regime.step, **asked).us_per_step]
@@ -236,7 +239,7 @@ def test_a_forced_regime_is_that_regime_or_a_reason(device):
         (H200, "cta", {"instances": [an_instance()], "cell": Cell.lstm}, "there is no kernel for lstm, bf16, forward"),
     ],
 )
-def test_a_refusal_says_why(device, regime, asked, reason):
+def test_a_refusal_says_why(device: Any, regime: Any, asked: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=f"^{regime}: .*{reason}"):
         ask(device, regime=getattr(Regime, regime), **asked)
 
@@ -244,7 +247,7 @@ def test_a_refusal_says_why(device, regime, asked, reason):
 # The values in Python
 
 
-def test_a_plan_is_one_line():
+def test_a_plan_is_one_line() -> None:
     kernel = an_instance(Exchange.cluster, H=512, units=32, k_split=4, cluster=16, chains=2)
     chosen = ask(H200, regime=Regime.cluster, instances=[kernel])
     assert repr(chosen) == f"cluster of 16, 8x2 rows, 4 groups, 256 threads, 57 KB, {chosen.us_per_step:.2f} us/step"
@@ -260,7 +263,7 @@ def test_a_plan_is_one_line():
     assert repr(step) == f"time-step kernel, {step.us_per_step:.2f} us/step"
 
 
-def test_values_that_make_no_sense_are_refused():
+def test_values_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ValueError, match="B: expected at least 1, got 0"):
         ask(H200, B=0)
     with pytest.raises(ValueError, match="sms: expected at least 1, got 0"):
