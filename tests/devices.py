@@ -85,4 +85,8 @@ def takes(instance: Any, device: Any = H200, **asked: Any) -> bool:
     """Whether a table of this one kernel serves the request, rather than the time-step kernel."""
     asked = {"H": instance.H, "pass_": instance.pass_, "regime": instance.regime} | asked
     chosen = ask_or_reason(device, instances=[instance], **asked)
+    if isinstance(chosen, str):  # nor may it be chosen where nobody asked for it
+        assert (
+            ask(device, instances=[instance], **asked | {"regime": Regime.automatic, "T": 10**6}).regime == Regime.step
+        )
     return not isinstance(chosen, str) and chosen.instance == 0

@@ -5,7 +5,9 @@ The tables come from data sheets; how many clusters a GPU holds at once is assum
 
 from __future__ import annotations
 
+import ast
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -261,6 +263,20 @@ def test_a_plan_is_one_line() -> None:
     )
     step = ask(H200, regime=Regime.step)
     assert repr(step) == f"time-step kernel, {step.us_per_step:.2f} us/step"
+
+
+def test_the_typed_face_is_the_modules() -> None:
+    """fusedrnn/_plan.pyi names what the compiled module has, no more and no less."""
+    tree = ast.parse((Path(__file__).parents[1] / "fusedrnn" / "_plan.pyi").read_text())
+    named = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    assert set(named) == {name for name in vars(plan) if not name.startswith("_")}
+    for name, node in named.items():
+        if not isinstance(node, ast.ClassDef):
+            continue
+        members = {m.name for m in node.body if isinstance(m, ast.FunctionDef)}
+        members |= {m.targets[0].id for m in node.body if isinstance(m, ast.Assign)}
+        public = {m for m in vars(getattr(plan, name)) if not m.startswith("_")} - {"name", "value"}
+        assert members - {"__init__"} == public, name
 
 
 def test_values_that_make_no_sense_are_refused() -> None:

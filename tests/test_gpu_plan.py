@@ -20,7 +20,7 @@ PROPERTIES = SimpleNamespace(
     L2_cache_size=50 << 20,
     clock_rate=1830000,
     memory_clock_rate=3201000,
-    memory_bus_width=6016,
+    memory_bus_width=6144,
     shared_memory_per_multiprocessor=228 << 10,
 )
 

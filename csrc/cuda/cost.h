@@ -80,9 +80,10 @@ inline double step_cycles(const Instance& i, const Device& device) {
   }
 
   const double accurate = bytes > 2 ? kAccurateCycles : 0, finishers = std::min(2, i.k_split) * i.units / 16 * tiles;
-  const double stores =
+  const double stores =  // st.async, of a finishing warp
       i.exchange == Exchange::cluster ? 2 * cluster * (i.pass == Pass::backward ? kGatesOf[i.cell] : 1) : 0;
-  const double instructions = products + (fp32(i) ? kSplitInstructions * f.weight_tiles() : 0) +
+  const double instructions = products + (scatter ? warps * f.m_tiles * tiles : 0) +
+                              (fp32(i) ? kSplitInstructions * f.weight_tiles() : 0) +
                               finishers * (kCellInstructions[i.cell] + accurate + stores) + warps * kWarpInstructions;
   const double latency = std::max({tensor, dependent, shared}) + kWakeUpCycles + kSharedLatency + kTransposeCycles +
                          partial_sums + kCellCycles[i.cell] + accurate + exchange + received / bytes_per_cycle;
