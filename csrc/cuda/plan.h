@@ -1,4 +1,4 @@
-// Which kernel runs a call on which device, and how it is launched: a pure function, no CUDA. plan_module.cpp shows it
+// Which kernel runs a call on which device, and how it is launched: a pure function, no CUDA. plan_cuda.cpp shows it
 // to Python, run.cpp obeys it.
 #pragma once
 #include <stddef.h>
@@ -21,14 +21,15 @@ struct Device {
 
 struct Plan {
   Regime regime;
-  int instance;        // row of the table of instances; -1: the time-step kernel
+  int instance;        // row of the table of instances; -1: the time-step kernel, which lays itself out: what
+                       // follows, up to wave, says nothing then
   int groups;          // batch groups a stream, each on a team of its own
   int team;            // CTAs that share a group's hidden units
   int cluster;         // CTAs of a cluster, 1 if there is none
   int threads;         // of a CTA
   int64_t smem_bytes;  // of a CTA
   int wave;            // teams of one launch; 0: all of them. A grid launches no more than are resident at once
-  double us_per_step;  // predicted
+  double us_per_step;  // predicted, with a step's share of what a call costs beside its steps
 };
 
 struct Request {
