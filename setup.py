@@ -69,6 +69,8 @@ def why_no_cuda(torch):
     wish, reason = os.environ.get("FUSEDRNN_CUDA", "auto"), None
     if wish not in ("0", "1", "auto"):
         raise SystemExit(f"fusedrnn: FUSEDRNN_CUDA: expected 0, 1 or auto, got {wish!r}")
+    if not sources.cuda():
+        return "this checkout has no CUDA sources"
     toolkit = cuda_toolkit()
     if wish == "0":
         reason = "FUSEDRNN_CUDA=0"

@@ -104,7 +104,7 @@ def _projected(
     masks = _per_stream(lengths, reset, directions)
     y, hn, _, cs, cn = scan(gates_x, h0, c0, w_hh, b_hh, *masks, spec, directions, (x, w_ih, b_ih), recompute, route)
     if odd:
-        y, hn, cs, cn = (t if t.dim() == 1 else t[..., :H] for t in (y, hn, cs, cn))
+        y, hn, cs, cn = (t if t.dim() == 1 else t[..., :H].contiguous() for t in (y, hn, cs, cn))
     return (y.flatten(2), hn, cs.flatten(2), cn) if spec is LSTM else (y.flatten(2), hn, None, None)
 
 

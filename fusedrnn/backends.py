@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import modes, ops, products
+from . import gpu_plan, modes, ops, products
 from .errors import BackendUnavailable, UnsupportedProblem
 from .spec import LSTM, Problem, by_mode
 
@@ -76,10 +76,10 @@ def route(name: str, dtype: torch.dtype) -> int:
 
 
 def _cuda_why_not(p: Problem) -> Reason:
-    if ops.cuda_missing is not None:
-        return ops.cuda_missing
     if p.device != GPU:
         return f"it runs on NVIDIA GPUs, the input is on {p.device}"
+    if ops.cuda_missing is not None:
+        return ops.cuda_missing
     if p.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         return f"it computes in float16, bfloat16, float32 and float64, not in {_name(p.dtype)}"
     return "it has no projection (proj_size)" if p.proj_size else None
@@ -214,6 +214,8 @@ def _choose(name: str, problem: Problem) -> str:
     if missing is not None:
         raise BackendUnavailable(f"backend {name!r}: {missing}")
     reason = reason or backend.why_not(problem)
+    if reason is None and name in _FORCED_REGIMES:
+        reason = gpu_plan.refusal(problem, name.partition(":")[2])
     if reason is not None:
         raise UnsupportedProblem(f"backend {name!r} cannot take this call: {reason}; backend='auto' finds one that can")
     return name if name in _FORCED_REGIMES else backend.name
