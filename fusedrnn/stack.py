@@ -11,7 +11,7 @@ from torch import _VF, Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from . import autograd, backends, modes, reference
+from . import autograd, backends, cudnn, modes, reference
 from .spec import CELLS, LSTM, CellSpec, Problem
 
 States = tuple[Tensor, ...]
@@ -144,6 +144,8 @@ def _stock(
         rows = (problem.L * problem.D, problem.B)
         zeros = input.new_zeros(*rows, problem.H)
         hx = [input.new_zeros(*rows, problem.proj_size) if problem.proj_size else zeros, zeros]
+    if input.is_cuda and not problem.traced:
+        weights = cudnn.one_chunk(weights, problem)
     y, *last = _TORCH_OPS[cell.name](
         input,
         hx if cell is LSTM else hx[0],

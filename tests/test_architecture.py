@@ -25,7 +25,7 @@ LAYERS = (
     {"stack"},
     {"autograd", "standin"},
     {"adjoint", "backends"},
-    {"batching", "gpu_plan", "products", "reference", "units"},
+    {"batching", "cudnn", "gpu_plan", "products", "reference", "units"},
     {"ops"},
     {"_build", "_plan", "checks", "errors", "modes", "spec"},
 )

@@ -5,7 +5,7 @@
 #include <stdexcept>
 
 #include "check.h"
-#include "cuda/product.h"
+#include "cuda/matmul.h"
 #include "cuda/torch_device.h"
 #include "schemas.h"
 

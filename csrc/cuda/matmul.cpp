@@ -1,4 +1,4 @@
-#include "cuda/product.h"
+#include "cuda/matmul.h"
 
 #include "check.h"
 #include "cuda/torch_device.h"
