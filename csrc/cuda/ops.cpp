@@ -55,6 +55,35 @@ Rows rows_of(const OptionalTensor& lengths, const OptionalTensor& reset, const S
   return check_rows(lengths, reset, n.T, n.B, n.S, true);
 }
 
+struct Table {
+  const Instance* rows;
+  size_t count;
+  int first;  // index of the first of these rows
+};
+#if defined(FUSEDRNN_HOST_DEVICE)
+int64_t only_row = -1;  // a test tries the kernels one by one
+
+void only(int64_t row) { only_row = row; }
+std::vector<int64_t> rows() {  // the fields of every instance, one after the other
+  size_t count = 0;
+  const Instance* const all = instances(&count);
+  std::vector<int64_t> fields;
+  for (const Instance* i = all; i < all + count; i++)
+    for (const int field : {i->cell, int(i->precision), int(i->pass), int(i->exchange), int(i->masked), i->H, i->units,
+                            i->rows, i->chains, i->k_split, i->k_registers, i->cluster})
+      fields.push_back(field);
+  return fields;
+}
+#endif
+Table instance_table() {
+  size_t count = 0;
+  const Instance* const all = instances(&count);
+#if defined(FUSEDRNN_HOST_DEVICE)
+  if (only_row >= 0) return {all + only_row, 1, int(only_row)};
+#endif
+  return {all, count, 0};
+}
+
 void run_planned(const Call& call, const Tensor& like, int64_t route) {
   const Request request{call.problem,
                         call.pass,
@@ -63,10 +92,10 @@ void run_planned(const Call& call, const Tensor& like, int64_t route) {
                         call.dgates || call.dcs,
                         Regime(route & kRegimeBits)};
   Plan planned;
-  size_t count = 0;
-  const Instance* table = instances(&count);
+  const Table table = instance_table();
   try {
-    planned = plan(request, device_of(like.get_device_index()), table, count);
+    planned = plan(request, device_of(like.get_device_index()), table.rows, table.count);
+    if (planned.instance >= 0) planned.instance += table.first;
   } catch (const std::invalid_argument& error) {
     STD_TORCH_CHECK(false, "fusedrnn: ", error.what());
   }
@@ -166,6 +195,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
 STABLE_TORCH_LIBRARY(fusedrnn_host, m) {
   m.def(fusedrnn::kScanSchema);
   m.def(fusedrnn::kScanBackwardSchema);
+  m.def("only(int row) -> ()");
+  m.def("rows() -> int[]");
+}
+STABLE_TORCH_LIBRARY_IMPL(fusedrnn_host, CompositeExplicitAutograd, m) {
+  m.impl("only", TORCH_BOX(&fusedrnn::cuda::only));
+  m.impl("rows", TORCH_BOX(&fusedrnn::cuda::rows));
 }
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn_host, CPU, m) {
   m.impl("scan", TORCH_BOX(&fusedrnn::cuda::scan));
