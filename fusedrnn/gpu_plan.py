@@ -92,11 +92,23 @@ def describe(problem: Problem, device: Any, *, regime: str = "automatic", tf32: 
     Raises:
         ValueError: there is no such regime.
     """
+    lines = [
+        f"{name:<9} no: {plan}" if isinstance(plan, str) else f"{name:<9} {plan!r}"
+        for name, plan in plans(problem, device, regime, tf32).items()
+    ]
+    head = [] if problem.L == 1 else [f"each of {problem.L} layers:"]
+    return "\n".join([*head, *lines]) if lines else None
+
+
+def plans(
+    problem: Problem, device: Any, regime: str = "automatic", tf32: bool | None = None
+) -> dict[str, _plan.CudaPlan | str]:
+    """The plans of a call's passes, "forward" and "backward", or why there is none; arguments as of `describe`."""
     planner = _planner()
     if planner is None or problem.dtype not in _PRECISIONS or problem.proj_size:
-        return None
+        return {}
     if not (isinstance(problem.T, int) and isinstance(problem.B, int)) or min(problem.T, problem.B) < 1:
-        return None
+        return {}
     if regime not in planner.Regime.__members__:
         raise ValueError(
             f"Unknown regime {regime!r}; expected one of {', '.join(map(repr, planner.Regime.__members__))}"
@@ -110,23 +122,20 @@ def describe(problem: Problem, device: Any, *, regime: str = "automatic", tf32: 
         S=problem.D,
         directions=problem.D,
     )
-    precision = getattr(planner.Precision, _precision(problem, tf32))
-    lines = []
+    found: dict[str, _plan.CudaPlan | str] = {}
     for name in ("forward", "backward") if problem.grad else ("forward",):
         try:
-            plan = planner.cuda_plan(
+            found[name] = planner.cuda_plan(
                 shape,
                 target,
                 pass_=getattr(planner.Pass, name),
-                precision=precision,
+                precision=getattr(planner.Precision, _precision(problem, tf32)),
                 masked=problem.lengths or problem.reset,
                 regime=getattr(planner.Regime, regime),
             )
-            lines.append(f"{name:<9} {plan!r}")
         except ValueError as error:
-            lines.append(f"{name:<9} no: {error}")
-    head = [] if problem.L == 1 else [f"each of {problem.L} layers:"]
-    return "\n".join([*head, *lines])
+            found[name] = str(error)
+    return found
 
 
 def refusal(problem: Problem, regime: str) -> str | None:
@@ -138,9 +147,28 @@ def refusal(problem: Problem, regime: str) -> str | None:
     """
     if regime == "step":
         return None
-    device = torch.cuda.get_device_properties() if torch.cuda.is_available() else table_device("h200")
-    told = describe(problem, device, regime=regime)
-    return next((line.partition(" no: ")[2] for line in (told or "").splitlines() if " no: " in line), None)
+    found = plans(problem, _current_device(), regime).values()
+    return next((reason for reason in found if isinstance(reason, str)), None)
+
+
+def current(problem: Problem, backend: str) -> str | None:
+    """`describe` for the current GPU and a backend's name, "cuda" or "cuda:REGIME"."""
+    return describe(problem, _current_device(), regime=backend.partition(":")[2] or "automatic")
+
+
+CUDNN_US = {"forward": 12.0, "backward": 25.0}
+"""Microseconds that cuDNN's kernel a step takes, about: research of 2021 and of other GPUs, no measurement of ours."""
+
+
+def slower_than_cudnn(problem: Problem) -> bool:
+    """Whether the planner's model gives a step more time, on the current GPU, than cuDNN takes."""
+    found = plans(problem, _current_device())
+    return any(not isinstance(plan, str) and plan.us_per_step > CUDNN_US[name] for name, plan in found.items())
+
+
+def _current_device() -> Any:
+    """The current GPU's properties; where there is none, an H200's."""
+    return torch.cuda.get_device_properties() if torch.cuda.is_available() else table_device("h200")
 
 
 def _precision(problem: Problem, tf32: bool | None) -> str:
