@@ -7,7 +7,7 @@
 #include <cstdint>
 #define FR_DEV __device__ __forceinline__
 #define FR_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
-namespace fr {
+namespace fusedrnn::cuda {
 
 // PACK: elements per 32-bit word.  Tf32: fp32 storage, operands rounded to 11 bits; Fp32: fp32 storage, 3xTF32 products.
 struct Bf16 { static constexpr int PACK = 2; };
@@ -159,5 +159,5 @@ FR_DEV void st_async16(Dsm dst, Dsm bar, float a, float b, float c, float d) {
   asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(dst), "f"(a), "f"(b), "f"(c), "f"(d), "r"(bar) : "memory");
 }
 #endif
-}  // namespace fr
+}  // namespace fusedrnn::cuda
 #endif
