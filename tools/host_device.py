@@ -21,7 +21,7 @@ FLAGS = ["-std=c++20", "-O1", "-g0", "-fPIC", "-fvisibility=hidden", "-DFUSEDRNN
 
 def sources(csrc: Path) -> list[Path]:
     """What the library is made of; .cu files are plain C++ here. Those of the shipped sizes are not among them."""
-    return [*sorted(csrc.glob("cuda/*.cpp")), *sorted(csrc.glob("cuda/*.cu")), *sorted(csrc.glob("host_device/*.cpp"))]
+    return [*sorted(csrc.glob("cuda/*.cpp")), *sorted(csrc.glob("cuda/**/*.cu")), *sorted(csrc.glob("host_device/*.cpp"))]
 
 
 def build(csrc: Path = ROOT / "csrc", out: Path = ROOT / "build" / "host_device") -> Path:
@@ -52,7 +52,7 @@ def build(csrc: Path = ROOT / "csrc", out: Path = ROOT / "build" / "host_device"
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         units = list(pool.map(compile_one, sources(csrc)))
     fresh = library.with_suffix(f".{os.getpid()}")
-    linked = [f"-L{home / 'lib'}", "-ltorch_cpu", f"-Wl,-rpath,{home / 'lib'}"]
+    linked = ["-Wl,-z,defs", f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{home / 'lib'}"]
     run([*compiler, "-shared", *map(str, units), *linked, "-o", str(fresh)])
     for unit in units:
         unit.unlink()

@@ -1,0 +1,58 @@
+"""Every CUDA kernel, run by the CPU's stand-in for a GPU, against the reference: outputs and gradients of the ops.
+
+The stand-in runs warps in random order, delivers remote stores late and torn, and starts with NaN in shared memory: a
+wait that lacks shows as a wrong result, a NaN, or an error of the stand-in.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from typing import Any
+
+import pytest
+import torch
+from bare import label
+from cuda_check import PRECISIONS, Case, check, host, rows, run_row
+
+from fusedrnn import _build
+from fusedrnn.spec import CELLS, GRU, LSTM, RNN_TANH
+
+pytestmark = pytest.mark.usefixtures("library", "one_thread")
+MASKS = list(itertools.product((False, True), repeat=2))
+
+
+@pytest.fixture(scope="module")
+def library() -> Any:
+    if _build.compiler() is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("there is no C++ compiler: the CUDA kernels do not run")
+    return host()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"T": 7, "B": 5, "H": 24, "bias": False},
+        {"T": 6, "B": 13, "H": 40, "directions": 2, "upstream": ("y", "hn", "cn", "gates", "cs")},
+        {"T": 1, "B": 1, "H": 8, "states": False, "upstream": ("y",)},
+        {"T": 9, "B": 9, "H": 72, "directions": 2, "states": False, "upstream": ("hn",)},
+        {"T": 5, "B": 37, "H": 16, "streams": 3, "upstream": ("cn",)},
+    ],
+    ids=label,
+)
+def test_time_step_kernel(cell: Any, precision: str, case: dict[str, Any]) -> None:
+    for seed, (lengths, reset) in enumerate(MASKS):
+        check(Case(cell, lengths=lengths, reset=reset, seed=seed, **case), "step", precision)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "tf32", "fp32"])
+def test_every_persistent_kernel(cell: Any, precision: str) -> None:
+    """Every row of the stand-in's table, one by one; the planner is asked for nothing but that row."""
+    tried = 0
+    for row in rows():
+        if (row.cell, row.precision) != (cell, precision):
+            continue
+        tried += 1
+        run_row(row)
+    assert tried >= 8
