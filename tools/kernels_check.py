@@ -25,8 +25,6 @@ ENTRY = re.compile(
     r"Used (?P<registers>\d+) registers",
     re.DOTALL,
 )
-# An instance inside a demangled name: (CellKind)0, (Precision)0, ...; or plain numbers in braces.
-NUMBER = re.compile(r"\)?(-?\d+|true|false)\b")
 CELLS = ("gru", "lstm", "rnn_tanh", "rnn_relu")
 PRECISIONS = ("bf16", "fp16", "tf32", "fp32", "fp64")
 EXCHANGES = ("cta", "cluster", "scatter", "grid", "split")
@@ -68,8 +66,8 @@ def readable(names: list[str]) -> dict[str, str]:
     tool = shutil.which("cu++filt") or shutil.which("c++filt")
     if not tool or not names:
         return {name: name for name in names}
-    lines = subprocess.run([tool], input="\n".join(names), capture_output=True, text=True, check=True).stdout.split("\n")
-    return {name: _shortened(line) for name, line in zip(names, lines, strict=False)}
+    done = subprocess.run([tool], input="\n".join(names), capture_output=True, text=True, check=True)
+    return {name: _shortened(line) for name, line in zip(names, done.stdout.splitlines(), strict=True)}
 
 
 def _shortened(name: str) -> str:

@@ -21,7 +21,7 @@ struct Shape {
   bool forward, backward;
   Exchange exchange;
   int H, units, k_split, cluster;
-  int chains[2];  // one row of the table each, 0: none
+  int chains[3];  // one row of the table each, 0: none
 };
 constexpr Exchange kCta = Exchange::cta, kCluster = Exchange::cluster, kScatter = Exchange::scatter,
                    kGrid = Exchange::grid, kSplit = Exchange::split;
@@ -49,10 +49,10 @@ constexpr Shape kShapes[] = {
     {2, true, true, kGrid, 384, 16, 4, 1, {1, 4}},
     {2, true, true, kGrid, 512, 16, 8, 1, {1, 4}},
     {2, true, true, kGrid, 768, 16, 8, 1, {1, 4}},
-    {2, true, true, kGrid, 1024, 16, 8, 1, {1, 4}},
+    {2, true, true, kGrid, 1024, 16, 8, 1, {1, 2, 4}},
     {2, true, true, kGrid, 1536, 16, 8, 1, {1, 2}},
     {2, true, true, kGrid, 2048, 16, 8, 1, {1, 2}},
-    {2, true, false, kSplit, 1024, 16, 8, 2, {2, 4}},
+    {2, true, false, kSplit, 1024, 16, 8, 2, {1, 2, 4}},
     {2, true, false, kSplit, 1536, 16, 8, 2, {2, 0}},
     {2, true, false, kSplit, 2048, 16, 8, 2, {2, 0}},
     {2, false, true, kSplit, 1024, 16, 8, 8, {1, 4}},
@@ -65,9 +65,9 @@ constexpr Shape kShapes[] = {
     {4, true, false, kCluster, 512, 32, 4, 16, {1, 2}},
     {4, false, true, kScatter, 256, 32, 4, 8, {1, 2}},
     {4, false, true, kScatter, 512, 32, 4, 16, {1, 2}},
-    {4, true, true, kGrid, 128, 16, 4, 1, {1, 4}},
-    {4, true, true, kGrid, 256, 16, 8, 1, {1, 4}},
-    {4, true, true, kGrid, 512, 16, 8, 1, {1, 4}},
+    {4, true, true, kGrid, 128, 16, 4, 1, {1, 2}},
+    {4, true, true, kGrid, 256, 16, 8, 1, {1, 2}},
+    {4, true, true, kGrid, 512, 16, 8, 1, {1, 2}},
     {4, true, true, kGrid, 768, 16, 8, 1, {1, 2}},
     {4, true, true, kGrid, 1024, 16, 8, 1, {1, 0}},
 };
@@ -79,12 +79,13 @@ constexpr int least(int a, int b) { return a < b ? a : b; }
 constexpr int other_registers(const Instance& i) {
   const bool forward = i.pass == Pass::forward, wide = element_bytes(i.precision) == 4;
   const int gates = kGatesOf[i.cell];
-  const int once = forward ? 34 + 14 * gates : 48 + 12 * gates, chain = forward ? 16 + 8 * gates : 20 + 8 * gates;
-  const Footprint f = footprint(i);
+  const int once = forward ? 30 + 16 * gates : 48 + 12 * gates, chain = forward ? 16 + 8 * gates : 20 + 8 * gates;
   const bool grid = regime_of(i.exchange) == Regime::grid;
-  const int vector = grid || i.exchange == Exchange::scatter ? 2 * f.k_tiles : 0;  // all of its part in flight
-  const int of_masks = i.masked ? 8 + 4 * (i.chains - 1) : 0, of_elements = wide ? (14 + 2 * gates) * i.chains : 0;
-  return once + chain * (i.chains - 1) + vector + of_masks + of_elements + (i.precision == Precision::fp32 ? 12 : 0);
+  const int in_flight = grid ? 4 * grid_chunk(i) : i.exchange == Exchange::scatter ? 2 * footprint(i).k_tiles : 0;
+  const int of_cluster = i.exchange == Exchange::cluster ? 8 + i.cluster / 4 : 0;
+  const int of_masks = i.masked ? 8 + 4 * (i.chains - 1) + (!forward && i.threads() > 256 ? 20 : 0) : 0;
+  const int of_elements = (wide ? (14 + 2 * gates) * i.chains : 0) + (i.precision == Precision::fp32 ? 12 : 0);
+  return once + chain * (i.chains - 1) + in_flight + of_cluster + of_masks + of_elements;
 }
 // Tiles of weights in registers: what the other registers leave of a thread's.
 constexpr int k_registers(Instance i) {
