@@ -31,7 +31,7 @@ constexpr Footprint footprint(const Instance& i) {
 // through L2 less; with several chains one's trip hides the others'.
 constexpr int grid_chunk(const Instance& i) {
   const int blocks = footprint(i).k_tiles / 2;
-  int chunk = i.chains > 1 ? 12 : 16;
+  int chunk = i.chains > 1 || blocks > 16 ? 12 : 16;
   while (blocks % chunk) chunk--;
   return chunk;
 }

@@ -81,8 +81,9 @@ constexpr int other_registers(const Instance& i) {
   const int gates = kGatesOf[i.cell];
   const int once = forward ? 30 + 16 * gates : 48 + 12 * gates, chain = forward ? 16 + 8 * gates : 20 + 8 * gates;
   const bool grid = regime_of(i.exchange) == Regime::grid;
-  const int in_flight = grid ? 4 * grid_chunk(i) : i.exchange == Exchange::scatter ? 2 * footprint(i).k_tiles : 0;
-  const int of_cluster = i.exchange == Exchange::cluster ? 8 + i.cluster / 4 : 0;
+  const bool in_turns = grid && footprint(i).k_tiles / 2 > grid_chunk(i);
+  const int in_flight = grid ? 4 * grid_chunk(i) + 8 * in_turns : i.exchange == Exchange::scatter ? 2 * footprint(i).k_tiles : 0;
+  const int of_cluster = i.exchange == Exchange::cluster ? 6 + 3 * i.cluster / 4 : 0;
   const int of_masks = i.masked ? 8 + 4 * (i.chains - 1) + (!forward && i.threads() > 256 ? 20 : 0) : 0;
   const int of_elements = (wide ? (14 + 2 * gates) * i.chains : 0) + (i.precision == Precision::fp32 ? 12 : 0);
   return once + chain * (i.chains - 1) + in_flight + of_cluster + of_masks + of_elements;
