@@ -97,8 +97,8 @@ struct Step {
   FR_DEV void forward(int row, int64_t b, int64_t unit) const {
     const int64_t edge = walk.edge(b) * H + unit;
     const bool real = walk.real(t, b);
-    V h = step ? V(state_h[edge]) : load(f.h0, edge), c(0), kept[4] = {};
-    if (C::kHasC) c = step ? V(state_c[edge]) : load(f.c0, edge);
+    V h = step ? V(load_global(state_h + edge)) : load(f.h0, edge), c(0), kept[4] = {};
+    if (C::kHasC) c = step ? V(load_global(state_c + edge)) : load(f.c0, edge);
     const int64_t at = real || !f.offsets ? walk.row(t, b) : -1;
     if (real) {
       if (walk.cut(t, b)) h = c = V(0);
@@ -117,8 +117,8 @@ struct Step {
       if (C::kHasC) store(f.cs, at * H + unit, real ? c : V(0));
       for (int z = 0; z < Z; z++) store(f.gates, (at * Z + z) * H + unit, kept[z]);
     }
-    state_h[edge] = E::number(h);
-    if (C::kHasC) state_c[edge] = E::number(c);
+    store_global(state_h + edge, E::number(h));
+    if (C::kHasC) store_global(state_c + edge, E::number(c));
     if (step + 1 < f.problem.T) return;
     store(f.hn, edge, h);
     if (C::kHasC) store(f.cn, edge, c);
@@ -127,8 +127,8 @@ struct Step {
   FR_DEV void backward(int row, int64_t b, int64_t unit) const {
     const int64_t edge = walk.edge(b) * H + unit;
     const bool last = step + 1 == f.problem.T;
-    V dh = (last ? load(f.dhn, edge) : V(state_h[edge])) + V(sum(0, row, unit)), dc(0), da[4] = {};
-    if (C::kHasC) dc = last ? load(f.dcn, edge) : V(state_c[edge]);
+    V dh = (last ? load(f.dhn, edge) : V(load_global(state_h + edge))) + V(sum(0, row, unit)), dc(0), da[4] = {};
+    if (C::kHasC) dc = last ? load(f.dcn, edge) : V(load_global(state_c + edge));
     if (step < 0) {
       store(f.dh0, edge, dh);
       if (C::kHasC) store(f.dc0, edge, dc);
@@ -156,8 +156,8 @@ struct Step {
       for (int g = 0; g < G; g++) store(f.dgates_x, (at * G + g) * H + unit, da[g]);
       if (kHasQ) store(f.dq, at * H + unit, da[3]);
     }
-    state_h[edge] = E::number(dh);
-    if (C::kHasC) state_c[edge] = E::number(dc);
+    store_global(state_h + edge, E::number(dh));
+    if (C::kHasC) store_global(state_c + edge, E::number(dc));
   }
 };
 

@@ -18,8 +18,8 @@ struct Element {
   using Value = cuda::Value<P>;
   using Number = float;
   static constexpr bool kTensorCores = std::is_same_v<P, Tf32>;
-  static FR_DEV Number load(const Stored* p) { return *p; }
-  static FR_DEV void store(Stored* p, Value v) { *p = v.x; }
+  static FR_DEV Number load(const Stored* p) { return load_global(p); }
+  static FR_DEV void store(Stored* p, Value v) { store_global(p, v.x); }
   static FR_DEV Number number(Value v) { return v.x; }
 };
 template <>
@@ -28,8 +28,8 @@ struct Element<Fp64> {
   using Value = double;
   using Number = double;
   static constexpr bool kTensorCores = false;
-  static FR_DEV Number load(const Stored* p) { return *p; }
-  static FR_DEV void store(Stored* p, Value v) { *p = v; }
+  static FR_DEV Number load(const Stored* p) { return load_global(p); }
+  static FR_DEV void store(Stored* p, Value v) { store_global(p, v); }
   static FR_DEV Number number(Value v) { return v; }
 };
 template <class P>
@@ -40,10 +40,10 @@ struct HalfElement {
   static constexpr bool kTensorCores = true;
   static FR_DEV Number load(const Stored* p) {
     float low, high;
-    unpack2<P>(*p, low, high);
+    unpack2<P>(load_global(p), low, high);
     return low;
   }
-  static FR_DEV void store(Stored* p, Value v) { *p = static_cast<Stored>(pack2<P>(v.x, 0.f)); }
+  static FR_DEV void store(Stored* p, Value v) { store_global(p, static_cast<Stored>(pack2<P>(v.x, 0.f))); }
   static FR_DEV Number number(Value v) { return v.x; }
 };
 template <>
@@ -101,7 +101,7 @@ struct Walk {
   FR_DEV int64_t time(int64_t step) const { return backwards() ? call.problem.T - 1 - step : step; }
   FR_DEV bool real(int64_t t, int64_t b) const {
     const Rows& rows = call.rows;
-    return !rows.lengths || t < rows.lengths[s * rows.length_s + b * rows.length_b];
+    return !rows.lengths || t < load_global(rows.lengths + s * rows.length_s + b * rows.length_b);
   }
   // Whether the row does not take over the state of the step before: a reset cuts between t - 1 and t in both
   // directions.
@@ -110,14 +110,14 @@ struct Walk {
     if (!rows.reset) return false;
     const int64_t border = backwards() ? t + 1 : t;
     return border < call.problem.T && real(border, b) &&
-           rows.reset[border * rows.reset_t + b * rows.reset_b + s * rows.reset_s];
+           load_global(rows.reset + border * rows.reset_t + b * rows.reset_b + s * rows.reset_s);
   }
   // Whether the step is the first real one of its row: it starts from the initial state (unless it is cut off from it).
   FR_DEV bool starts(int64_t t, int64_t b) const {
     return backwards() ? t + 1 == call.problem.T || !real(t + 1, b) : t == 0;
   }
   FR_DEV int64_t row(int64_t t, int64_t b) const {
-    return ((call.offsets ? call.offsets[t] : t * call.problem.B) + b) * call.problem.S + s;
+    return ((call.offsets ? load_global(call.offsets + t) : t * call.problem.B) + b) * call.problem.S + s;
   }
   FR_DEV int64_t edge(int64_t b) const { return s * call.problem.B + b; }
   // The state that a real row starts a step from, H numbers; null for zeros.

@@ -124,13 +124,13 @@ struct PlainProduct {
       const int n = thread_id() + i * kStepThreads, m = weight_row(n);
       const int64_t unit = tile.unit0 + m % kUnits, k = k0 + weight_k(n);
       const int64_t at = kForward ? (m / kUnits * H + unit) * H + k : (gate * H + k) * H + unit;
-      to.weights[i] = valid && unit < H && k < H ? w[at] : Number(0);
+      to.weights[i] = valid && unit < H && k < H ? load_global(w + at) : Number(0);
     }
     for (int i = 0; i < kInputs; i++) {
       const int n = thread_id() + i * kStepThreads;
       const int64_t k = k0 + n % kChunk;
       const Stored* const row = valid && k < H ? tile.source(gate, n / kChunk) : nullptr;
-      to.inputs[i] = row ? row[k] : Number(0);
+      to.inputs[i] = row ? load_global(row + k) : Number(0);
     }
   }
 
@@ -153,6 +153,7 @@ struct PlainProduct {
       }
       cta_sync();
       fetch(next, w, tile, chunk + 1);  // in flight while this chunk is multiplied
+      Number part[kSums][kRows] = {};   // a chunk apart: the sum of a long row loses less
       for (int k = 0; k < kChunk; k += 4) {
         Four x[kRows];
         for (int i = 0; i < kRows; i++)
@@ -161,9 +162,11 @@ struct PlainProduct {
           const Four a = *reinterpret_cast<const Four*>(weights + (g * kUnits + unit) * kStride + k);
           for (int i = 0; i < kRows; i++)
             if (i * kRowStep < tile.rows)
-              for (int e = 0; e < 4; e++) sums[g][i] = multiply_add(a.of[e], x[i].of[e], sums[g][i]);
+              for (int e = 0; e < 4; e++) part[g][i] = multiply_add(a.of[e], x[i].of[e], part[g][i]);
         }
       }
+      for (int g = 0; g < kSums; g++)
+        for (int i = 0; i < kRows; i++) sums[g][i] += part[g][i];
       cta_sync();  // the chunk is about to be overwritten
     }
     for (int g = 0; g < kSums; g++)
