@@ -26,50 +26,28 @@ struct Shape {
 constexpr Exchange kCta = Exchange::cta, kCluster = Exchange::cluster, kScatter = Exchange::scatter,
                    kGrid = Exchange::grid, kSplit = Exchange::split;
 constexpr Shape kShapes[] = {
-    {2, true, true, kCta, 32, 32, 1, 1, {1, 0}},
-    {2, true, true, kCta, 64, 64, 2, 1, {1, 2}},
-    {2, true, true, kCta, 128, 128, 1, 1, {1, 2}},
-    {2, true, true, kCta, 192, 192, 1, 1, {1, 0}},
-    {2, true, true, kCta, 256, 256, 1, 1, {1, 0}},
-    {2, true, true, kCta, 384, 384, 1, 1, {1, 0}},
-    {2, true, false, kCluster, 256, 64, 2, 4, {1, 2}},
-    {2, true, false, kCluster, 384, 48, 4, 8, {1, 2}},
-    {2, true, false, kCluster, 512, 64, 2, 8, {1, 2}},
-    {2, true, false, kCluster, 512, 32, 4, 16, {1, 2}},
-    {2, true, false, kCluster, 768, 48, 2, 16, {1, 2}},
-    {2, false, true, kScatter, 256, 64, 2, 4, {1, 2}},
-    {2, false, true, kScatter, 384, 96, 2, 4, {1, 0}},
-    {2, false, true, kCluster, 384, 48, 4, 8, {1, 2}},
-    {2, false, true, kScatter, 512, 64, 2, 8, {1, 2}},
-    {2, false, true, kScatter, 512, 32, 4, 16, {1, 2}},
-    {2, false, true, kScatter, 768, 48, 2, 16, {1, 0}},
-    {2, false, true, kCluster, 768, 48, 4, 16, {1, 0}},
-    {2, true, true, kGrid, 192, 16, 2, 1, {1, 4}},
-    {2, true, true, kGrid, 256, 16, 8, 1, {1, 4}},
-    {2, true, true, kGrid, 384, 16, 4, 1, {1, 4}},
-    {2, true, true, kGrid, 512, 16, 8, 1, {1, 4}},
-    {2, true, true, kGrid, 768, 16, 8, 1, {1, 4}},
-    {2, true, true, kGrid, 1024, 16, 8, 1, {1, 2, 4}},
-    {2, true, true, kGrid, 1536, 16, 8, 1, {1, 2}},
-    {2, true, true, kGrid, 2048, 16, 8, 1, {1, 2}},
-    {2, true, false, kSplit, 1024, 16, 8, 2, {1, 2, 4}},
-    {2, true, false, kSplit, 1536, 16, 8, 2, {2, 0}},
-    {2, true, false, kSplit, 2048, 16, 8, 2, {2, 0}},
-    {2, false, true, kSplit, 1024, 16, 8, 8, {1, 4}},
-    {2, false, true, kSplit, 1536, 16, 8, 8, {1, 4}},
-    {2, false, true, kSplit, 2048, 16, 8, 4, {1, 4}},
-    {4, true, true, kCta, 32, 32, 1, 1, {1, 0}},
-    {4, true, true, kCta, 64, 64, 2, 1, {1, 2}},
-    {4, true, true, kCta, 128, 128, 1, 1, {1, 0}},
-    {4, true, false, kCluster, 256, 32, 4, 8, {1, 2}},
-    {4, true, false, kCluster, 512, 32, 4, 16, {1, 2}},
-    {4, false, true, kScatter, 256, 32, 4, 8, {1, 2}},
-    {4, false, true, kScatter, 512, 32, 4, 16, {1, 2}},
-    {4, true, true, kGrid, 128, 16, 4, 1, {1, 2}},
-    {4, true, true, kGrid, 256, 16, 8, 1, {1, 2}},
-    {4, true, true, kGrid, 512, 16, 8, 1, {1, 2}},
-    {4, true, true, kGrid, 768, 16, 8, 1, {1, 2}},
-    {4, true, true, kGrid, 1024, 16, 8, 1, {1, 0}},
+    {2, true, true, kCta, 32, 32, 1, 1, {1, 0}},         {2, true, true, kCta, 64, 64, 2, 1, {1, 2}},
+    {2, true, true, kCta, 128, 128, 1, 1, {1, 2}},       {2, true, true, kCta, 192, 192, 1, 1, {1, 0}},
+    {2, true, true, kCta, 256, 256, 1, 1, {1, 0}},       {2, true, true, kCta, 384, 384, 1, 1, {1, 0}},
+    {2, true, false, kCluster, 256, 64, 2, 4, {1, 2}},   {2, true, false, kCluster, 384, 48, 4, 8, {1, 2}},
+    {2, true, false, kCluster, 512, 64, 2, 8, {1, 2}},   {2, true, false, kCluster, 512, 32, 4, 16, {1, 2}},
+    {2, true, false, kCluster, 768, 48, 2, 16, {1, 2}},  {2, false, true, kScatter, 256, 64, 2, 4, {1, 2}},
+    {2, false, true, kScatter, 384, 96, 2, 4, {1, 0}},   {2, false, true, kCluster, 384, 48, 4, 8, {1, 2}},
+    {2, false, true, kScatter, 512, 64, 2, 8, {1, 2}},   {2, false, true, kScatter, 512, 32, 4, 16, {1, 2}},
+    {2, false, true, kScatter, 768, 48, 2, 16, {1, 0}},  {2, false, true, kCluster, 768, 48, 4, 16, {1, 0}},
+    {2, true, true, kGrid, 192, 16, 2, 1, {1, 4}},       {2, true, true, kGrid, 256, 16, 8, 1, {1, 4}},
+    {2, true, true, kGrid, 384, 16, 4, 1, {1, 4}},       {2, true, true, kGrid, 512, 16, 8, 1, {1, 4}},
+    {2, true, true, kGrid, 768, 16, 8, 1, {1, 4}},       {2, true, true, kGrid, 1024, 16, 8, 1, {1, 2, 4}},
+    {2, true, true, kGrid, 1536, 16, 8, 1, {1, 2}},      {2, true, true, kGrid, 2048, 16, 8, 1, {1, 2}},
+    {2, true, false, kSplit, 1024, 16, 8, 2, {1, 2, 4}}, {2, true, false, kSplit, 1536, 16, 8, 2, {2, 0}},
+    {2, true, false, kSplit, 2048, 16, 8, 2, {2, 0}},    {2, false, true, kSplit, 1024, 16, 8, 8, {1, 4}},
+    {2, false, true, kSplit, 1536, 16, 8, 8, {1, 4}},    {2, false, true, kSplit, 2048, 16, 8, 4, {1, 4}},
+    {4, true, true, kCta, 32, 32, 1, 1, {1, 0}},         {4, true, true, kCta, 64, 64, 2, 1, {1, 2}},
+    {4, true, true, kCta, 128, 128, 1, 1, {1, 0}},       {4, true, false, kCluster, 256, 32, 4, 8, {1, 2}},
+    {4, true, false, kCluster, 512, 32, 4, 16, {1, 2}},  {4, false, true, kScatter, 256, 32, 4, 8, {1, 2}},
+    {4, false, true, kScatter, 512, 32, 4, 16, {1, 2}},  {4, true, true, kGrid, 128, 16, 4, 1, {1, 2}},
+    {4, true, true, kGrid, 256, 16, 8, 1, {1, 2}},       {4, true, true, kGrid, 512, 16, 8, 1, {1, 2}},
+    {4, true, true, kGrid, 768, 16, 8, 1, {1, 2}},       {4, true, true, kGrid, 1024, 16, 8, 1, {1, 0}},
 };
 
 constexpr int least(int a, int b) { return a < b ? a : b; }
@@ -82,7 +60,9 @@ constexpr int other_registers(const Instance& i) {
   const int once = forward ? 30 + 16 * gates : 48 + 12 * gates, chain = forward ? 16 + 8 * gates : 20 + 8 * gates;
   const bool grid = regime_of(i.exchange) == Regime::grid;
   const bool in_turns = grid && footprint(i).k_tiles / 2 > grid_chunk(i);
-  const int in_flight = grid ? 4 * grid_chunk(i) + 8 * in_turns : i.exchange == Exchange::scatter ? 2 * footprint(i).k_tiles : 0;
+  const int in_flight = grid                              ? 4 * grid_chunk(i) + 8 * in_turns
+                        : i.exchange == Exchange::scatter ? 2 * footprint(i).k_tiles
+                                                          : 0;
   const int of_cluster = i.exchange == Exchange::cluster ? 6 + 3 * i.cluster / 4 : 0;
   const int of_masks = i.masked ? 8 + 4 * (i.chains - 1) + (!forward && i.threads() > 256 ? 20 : 0) : 0;
   const int of_elements = (wide ? (14 + 2 * gates) * i.chains : 0) + (i.precision == Precision::fp32 ? 12 : 0);
