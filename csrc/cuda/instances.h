@@ -31,7 +31,7 @@ constexpr Shape kShapes[] = {
     {2, true, true, kCta, 256, 256, 1, 1, {1, 0}},       {2, true, true, kCta, 384, 384, 1, 1, {1, 0}},
     {2, true, false, kCluster, 256, 64, 2, 4, {1, 2}},   {2, true, false, kCluster, 384, 48, 4, 8, {1, 2}},
     {2, true, false, kCluster, 512, 64, 2, 8, {1, 2}},   {2, true, false, kCluster, 512, 32, 4, 16, {1, 2}},
-    {2, true, false, kCluster, 768, 48, 2, 16, {1, 2}},  {2, false, true, kScatter, 256, 64, 2, 4, {1, 2}},
+    {2, true, false, kCluster, 768, 48, 2, 16, {1, 0}},  {2, false, true, kScatter, 256, 64, 2, 4, {1, 2}},
     {2, false, true, kScatter, 384, 96, 2, 4, {1, 0}},   {2, false, true, kCluster, 384, 48, 4, 8, {1, 2}},
     {2, false, true, kScatter, 512, 64, 2, 8, {1, 2}},   {2, false, true, kScatter, 512, 32, 4, 16, {1, 2}},
     {2, false, true, kScatter, 768, 48, 2, 16, {1, 0}},  {2, false, true, kCluster, 768, 48, 4, 16, {1, 0}},
