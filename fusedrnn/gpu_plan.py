@@ -129,6 +129,20 @@ def describe(problem: Problem, device: Any, *, regime: str = "automatic", tf32: 
     return "\n".join([*head, *lines])
 
 
+def refusal(problem: Problem, regime: str) -> str | None:
+    """Why `regime` cannot take a call on the current GPU, None if it can.
+
+    Args:
+        problem: the call.
+        regime: "step", "cta", "cluster" or "grid".
+    """
+    if regime == "step":
+        return None
+    device = torch.cuda.get_device_properties() if torch.cuda.is_available() else table_device("h200")
+    told = describe(problem, device, regime=regime)
+    return next((line.partition(" no: ")[2] for line in (told or "").splitlines() if " no: " in line), None)
+
+
 def _precision(problem: Problem, tf32: bool | None) -> str:
     if problem.dtype != torch.float32:
         return _PRECISIONS[problem.dtype]

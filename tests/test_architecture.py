@@ -25,7 +25,8 @@ LAYERS = (
     {"stack"},
     {"autograd", "standin"},
     {"adjoint", "backends"},
-    {"batching", "gpu_plan", "ops", "reference"},
+    {"batching", "cudnn", "gpu_plan", "products", "reference", "units"},
+    {"ops"},
     {"_build", "_plan", "checks", "errors", "modes", "spec"},
 )
 MAY_USE = {name: set() for name in LAYERS[-1]} | {"reference": {"spec"}}

@@ -1,0 +1,175 @@
+// Computes: one time step of a recurrence, or of its adjoint: the product with W_hh and the cell, in one kernel. A call
+//   is T launches (backward T + 1: the last one takes the gradient of the initial state).
+// Mapping: a CTA has 16 units (backward 32) with all their gates, and up to 32 batch rows of one stream. The product
+//   leaves its sums in shared memory; then a thread takes one unit of some rows through the cell.
+// Memory: W_hh comes from L2 at every step. The state in full precision (h, c; backward the part of dh that went past
+//   the product, dc) is in the scratch, each number read and written by one thread. The product reads what the step
+//   before wrote as output: y, or the gates' gradients, in the element type.
+// Synchronisation: none between CTAs: what a step reads of others, an earlier launch has written.
+// Requires: H a multiple of 8; Call as call.h says.
+#pragma once
+#include "cuda/step_product.h"
+
+namespace fusedrnn::cuda {
+struct StepCall {
+  Call call;
+  void *h, *c;    // [S, B, H] in the scratch: state, or its gradient
+  int tile_rows;  // batch rows of a CTA, a multiple of 8
+};
+
+template <class P, class C, Pass kPass>
+struct Step {
+  using E = Element<P>;
+  using V = typename E::Value;
+  using Number = typename E::Number;
+  using Stored = typename E::Stored;
+  using Tile = StepTile<P, C, kPass>;
+  using Product = std::conditional_t<E::kTensorCores, TensorProduct<P, C, kPass>, PlainProduct<P, C, kPass>>;
+  static constexpr int G = C::kGates, Z = C::kKept;
+  static constexpr bool kHasQ = C::kParts > G;  // the GRU's n: input and recurrent half stay apart
+
+  const Call& f;
+  const Walk walk;
+  const Tile tile;
+  Number *const state_h, *const state_c;
+  const int64_t step, t, H;
+
+  FR_DEV Step(const StepCall& given, int64_t step_, int64_t s, int64_t b0, int64_t unit0)
+      : f(given.call),
+        walk{f, s},
+        tile{f.problem.H, unit0, b0, int(b0 + given.tile_rows < f.problem.B ? given.tile_rows : f.problem.B - b0)},
+        state_h(static_cast<Number*>(given.h)),
+        state_c(static_cast<Number*>(given.c)),
+        step(step_),
+        t(walk.time(step_)),
+        H(f.problem.H) {}
+
+  FR_DEV void run() const {
+    if (thread_id() < kTileRows) list_source(thread_id());
+    cta_sync();
+    const bool multiplies = vote_any(Tile::sources()[lane_id()] != nullptr);  // the same in every warp
+    if (multiplies) Product::run(static_cast<const Stored*>(f.w) + walk.s * G * H * H, tile);
+    cta_sync();
+    const int64_t unit = tile.unit0 + thread_id() % Tile::kUnits;
+    if (unit >= H) return;
+    for (int row = thread_id() / Tile::kUnits; row < tile.rows; row += kStepThreads / Tile::kUnits) {
+      if constexpr (kPass == Pass::forward)
+        forward(row, tile.b0 + row, unit);
+      else
+        backward(row, tile.b0 + row, unit);
+    }
+  }
+
+  // What W_hh is multiplied with for a batch row. Forward: the state it starts from. Backward: the gates' gradients of
+  // the step after, unless the row has not got that step, or does not hand its state on to it.
+  FR_DEV void list_source(int row) const {
+    const Stored *source = nullptr, *source_q = nullptr;
+    const int64_t b = tile.b0 + row;
+    if (row < tile.rows) {
+      if constexpr (kPass == Pass::forward) {
+        if (walk.real(t, b)) source = walk.before<Stored>(f.y, f.h0, step, b);
+      } else if (step + 1 < f.problem.T) {
+        const int64_t after = walk.time(step + 1);
+        if (walk.real(after, b) && !walk.cut(after, b)) {
+          source = static_cast<const Stored*>(f.dgates_x) + walk.row(after, b) * G * H;
+          if (kHasQ) source_q = static_cast<const Stored*>(f.dq) + walk.row(after, b) * H;
+        }
+      }
+    }
+    Tile::sources()[row] = source;
+    Tile::sources()[kTileRows + row] = source_q;
+  }
+
+  FR_DEV Number sum(int gate, int row, int64_t unit) const {
+    Number all(0);
+    if (Tile::sources()[row])
+      for (int split = 0; split < Tile::kSplits; split++)
+        all += Tile::sums()[Tile::sum(split, gate, row, int(unit - tile.unit0))];
+    return all;
+  }
+  static FR_DEV V load(const void* from, int64_t at) {  // zero if there is none
+    return from ? V(E::load(static_cast<const Stored*>(from) + at)) : V(0);
+  }
+  static FR_DEV void store(void* to, int64_t at, V v) {
+    if (to) E::store(static_cast<Stored*>(to) + at, v);
+  }
+
+  FR_DEV void forward(int row, int64_t b, int64_t unit) const {
+    const int64_t edge = walk.edge(b) * H + unit;
+    const bool real = walk.real(t, b);
+    V h = step ? V(load_global(state_h + edge)) : load(f.h0, edge), c(0), kept[4] = {};
+    if (C::kHasC) c = step ? V(load_global(state_c + edge)) : load(f.c0, edge);
+    const int64_t at = real || !f.offsets ? walk.row(t, b) : -1;
+    if (real) {
+      if (walk.cut(t, b)) h = c = V(0);
+      V a[4];
+      for (int g = 0; g < G; g++) {
+        const V of_x = load(f.gates_x, (at * G + g) * H + unit);
+        const V of_h = V(sum(g, row, unit)) + load(f.bias, (walk.s * G + g) * H + unit);
+        const bool apart = kHasQ && g == G - 1;
+        a[g] = apart ? of_x : of_x + of_h;
+        if (apart) a[3] = of_h;
+      }
+      h = C::forward(a, h, c, kept);
+    }
+    if (at >= 0) {  // packed rows have no place for what is not real
+      store(f.y, at * H + unit, real ? h : V(0));
+      if (C::kHasC) store(f.cs, at * H + unit, real ? c : V(0));
+      for (int z = 0; z < Z; z++) store(f.gates, (at * Z + z) * H + unit, kept[z]);
+    }
+    store_global(state_h + edge, E::number(h));
+    if (C::kHasC) store_global(state_c + edge, E::number(c));
+    if (step + 1 < f.problem.T) return;
+    store(f.hn, edge, h);
+    if (C::kHasC) store(f.cn, edge, c);
+  }
+
+  FR_DEV void backward(int row, int64_t b, int64_t unit) const {
+    const int64_t edge = walk.edge(b) * H + unit;
+    const bool last = step + 1 == f.problem.T;
+    V dh = (last ? load(f.dhn, edge) : V(load_global(state_h + edge))) + V(sum(0, row, unit)), dc(0), da[4] = {};
+    if (C::kHasC) dc = last ? load(f.dcn, edge) : V(load_global(state_c + edge));
+    if (step < 0) {
+      store(f.dh0, edge, dh);
+      if (C::kHasC) store(f.dc0, edge, dc);
+      return;
+    }
+    const bool real = walk.real(t, b);
+    const int64_t at = real || !f.offsets ? walk.row(t, b) : -1;
+    if (real) {
+      V kept[4], dkept[4], h(0), y(0), c_before(0), c(0);
+      for (int z = 0; z < 4; z++) {
+        kept[z] = z < Z ? load(f.gates, (at * Z + z) * H + unit) : V(0);
+        dkept[z] = z < Z ? load(f.dgates, (at * Z + z) * H + unit) : V(0);
+      }
+      if (kHasQ) h = load(walk.before<Stored>(f.y, f.h0, step, b), unit);
+      if (!Z) y = load(f.y, at * H + unit);
+      if (C::kHasC) {
+        dc = dc + load(f.dcs, at * H + unit);
+        c_before = load(walk.before<Stored>(f.cs, f.c0, step, b), unit);
+        c = load(f.cs, at * H + unit);
+      }
+      dh = C::backward(dh + load(f.dy, at * H + unit), kept, dkept, h, y, c_before, c, dc, da);
+      if (walk.cut(t, b)) dh = dc = V(0);
+    }
+    if (at >= 0) {
+      for (int g = 0; g < G; g++) store(f.dgates_x, (at * G + g) * H + unit, da[g]);
+      if (kHasQ) store(f.dq, at * H + unit, da[3]);
+    }
+    store_global(state_h + edge, E::number(dh));
+    if (C::kHasC) store_global(state_c + edge, E::number(dc));
+  }
+};
+
+// Blocks: unit tile fastest, then batch tile, then stream.
+template <class P, class C, Pass kPass>
+FR_KERNEL(kStepThreads)
+time_step(const StepCall given, int64_t step) {
+  const Problem& n = given.call.problem;
+  constexpr int kUnits = StepTile<P, C, kPass>::kUnits;
+  const int64_t unit_tiles = (n.H + kUnits - 1) / kUnits, batch_tiles = (n.B + given.tile_rows - 1) / given.tile_rows;
+  const int64_t block = block_id(), tile = block / unit_tiles;
+  Step<P, C, kPass>(given, step, tile / batch_tiles, tile % batch_tiles * given.tile_rows, block % unit_tiles * kUnits)
+      .run();
+}
+}  // namespace fusedrnn::cuda
