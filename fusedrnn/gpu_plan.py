@@ -92,15 +92,41 @@ def describe(problem: Problem, device: Any, *, regime: str = "automatic", tf32: 
     Raises:
         ValueError: there is no such regime.
     """
+    plans = _plans(problem, device, regime, tf32)
+    if plans is None:
+        return None
+    lines = [f"{name:<9} {f'no: {told}' if isinstance(told, str) else repr(told)}" for name, told in plans]
+    return "\n".join([*([] if problem.L == 1 else [f"each of {problem.L} layers:"]), *lines])
+
+
+def refusal(problem: Problem, regime: str, device: Any = None) -> str | None:
+    """Why `regime` cannot take a call, None if it can or if there is no planner to ask.
+
+    Args:
+        problem: the call.
+        regime: "step", "cta", "cluster" or "grid".
+        device: as in `describe`; None for the current GPU, or an H200 where there is none.
+    """
+    if _planner() is None:
+        return None
+    if device is None:
+        device = torch.cuda.get_device_properties() if torch.cuda.is_available() else table_device("h200")
+    plans = _plans(problem, device, regime, None) or []
+    return next((told for _, told in plans if isinstance(told, str)), None)
+
+
+def _plans(
+    problem: Problem, device: Any, regime: str, tf32: bool | None
+) -> list[tuple[str, _plan.CudaPlan | str]] | None:
+    """The plan of each pass, or why there is none; None where nothing can be planned."""
     planner = _planner()
     if planner is None or problem.dtype not in _PRECISIONS or problem.proj_size:
         return None
     if not (isinstance(problem.T, int) and isinstance(problem.B, int)) or min(problem.T, problem.B) < 1:
         return None
-    if regime not in planner.Regime.__members__:
-        raise ValueError(
-            f"Unknown regime {regime!r}; expected one of {', '.join(map(repr, planner.Regime.__members__))}"
-        )
+    regimes = planner.Regime.__members__
+    if regime not in regimes:
+        raise ValueError(f"Unknown regime {regime!r}; expected one of {', '.join(map(repr, regimes))}")
     target = device if isinstance(device, planner.Device) else _from_properties(planner, device)
     shape = planner.Shape(
         cell=getattr(planner.Cell, problem.cell.name),
@@ -110,37 +136,18 @@ def describe(problem: Problem, device: Any, *, regime: str = "automatic", tf32: 
         S=problem.D,
         directions=problem.D,
     )
-    precision = getattr(planner.Precision, _precision(problem, tf32))
-    lines = []
+    asked = {
+        "precision": getattr(planner.Precision, _precision(problem, tf32)),
+        "masked": problem.lengths or problem.reset,
+        "regime": regimes[regime],
+    }
+    plans: list[tuple[str, _plan.CudaPlan | str]] = []
     for name in ("forward", "backward") if problem.grad else ("forward",):
         try:
-            plan = planner.cuda_plan(
-                shape,
-                target,
-                pass_=getattr(planner.Pass, name),
-                precision=precision,
-                masked=problem.lengths or problem.reset,
-                regime=getattr(planner.Regime, regime),
-            )
-            lines.append(f"{name:<9} {plan!r}")
+            plans.append((name, planner.cuda_plan(shape, target, pass_=getattr(planner.Pass, name), **asked)))
         except ValueError as error:
-            lines.append(f"{name:<9} no: {error}")
-    head = [] if problem.L == 1 else [f"each of {problem.L} layers:"]
-    return "\n".join([*head, *lines])
-
-
-def refusal(problem: Problem, regime: str) -> str | None:
-    """Why `regime` cannot take a call on the current GPU, None if it can.
-
-    Args:
-        problem: the call.
-        regime: "step", "cta", "cluster" or "grid".
-    """
-    if regime == "step":
-        return None
-    device = torch.cuda.get_device_properties() if torch.cuda.is_available() else table_device("h200")
-    told = describe(problem, device, regime=regime)
-    return next((line.partition(" no: ")[2] for line in (told or "").splitlines() if " no: " in line), None)
+            plans.append((name, str(error)))
+    return plans
 
 
 def _precision(problem: Problem, tf32: bool | None) -> str:
