@@ -1,6 +1,9 @@
 // The kernels that the library is compiled with, as data. Provisional: shapes of the prototype that compiled without
 // spills, for bf16 and fp16; half of each for tf32.
 #pragma once
+#if defined(FUSEDRNN_HOST_DEVICE)
+#include "host_device/instances.h"
+#else
 #include <array>
 #include <cstddef>
 
@@ -86,3 +89,4 @@ constexpr auto table() {
 }  // namespace provisional
 inline constexpr auto kInstances = provisional::table();
 }  // namespace fusedrnn::cuda
+#endif
