@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import gpu_plan, modes, ops, products
+from . import gpu_plan, measured, modes, ops, products
 from .errors import BackendUnavailable, UnsupportedProblem
 from .spec import LSTM, Problem, by_mode
 
@@ -88,6 +88,12 @@ def _cuda_why_not(p: Problem) -> Reason:
 def _cuda_slower(p: Problem) -> Reason:
     if p.traced or _aten_why_not(p) is not None:
         return None  # there is nothing faster to hand it to
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    faster = measured.faster(p, name, tf32=products.layers_allow_tf32())
+    if faster is not None:
+        return None if faster == "cuda" else f"measured slower than cuDNN for such sizes on {name}"
+    if gpu_plan.slower_than_cudnn(p):
+        return "by its planner's model slower than cuDNN; `python -m fusedrnn tune` measures it on this GPU"
     return None
 
 
@@ -267,8 +273,13 @@ class Explanation:
         flags = ("grad", "lengths", "reset", "return_states", "recompute", "traced")
         asks = [name for name in flags if getattr(p, name)]
         head = " ".join([p.cell.mode, *sizes[: 7 if p.proj_size else 6], _name(p.dtype), p.device, *asks])
-        rows = [f"{'>' if v.name == self.chosen else ' '} {v.name:<9}  {v.what:<38}  {v}" for v in self.verdicts]
-        return "\n".join([head, *rows, *([self.refusal] if self.refusal else [])])
+        rows = [
+            f"{'>' if v.name == (self.chosen or '').partition(':')[0] else ' '} {v.name:<9}  {v.what:<38}  {v}"
+            for v in self.verdicts
+        ]
+        plans = (gpu_plan.current(p, self.chosen) or "").splitlines() if (self.chosen or "").startswith("cuda") else []
+        tail = [f"  {line}" for line in plans] + ([self.refusal] if self.refusal else [])
+        return "\n".join([head, *rows, *tail])
 
 
 def explain(

@@ -92,41 +92,27 @@ def describe(problem: Problem, device: Any, *, regime: str = "automatic", tf32: 
     Raises:
         ValueError: there is no such regime.
     """
-    plans = _plans(problem, device, regime, tf32)
-    if plans is None:
-        return None
-    lines = [f"{name:<9} {f'no: {told}' if isinstance(told, str) else repr(told)}" for name, told in plans]
-    return "\n".join([*([] if problem.L == 1 else [f"each of {problem.L} layers:"]), *lines])
+    lines = [
+        f"{name:<9} no: {plan}" if isinstance(plan, str) else f"{name:<9} {plan!r}"
+        for name, plan in plans(problem, device, regime, tf32).items()
+    ]
+    head = [] if problem.L == 1 else [f"each of {problem.L} layers:"]
+    return "\n".join([*head, *lines]) if lines else None
 
 
-def refusal(problem: Problem, regime: str, device: Any = None) -> str | None:
-    """Why `regime` cannot take a call, None if it can or if there is no planner to ask.
-
-    Args:
-        problem: the call.
-        regime: "step", "cta", "cluster" or "grid".
-        device: as in `describe`; None for the current GPU, or an H200 where there is none.
-    """
-    if _planner() is None:
-        return None
-    if device is None:
-        device = torch.cuda.get_device_properties() if torch.cuda.is_available() else table_device("h200")
-    plans = _plans(problem, device, regime, None) or []
-    return next((told for _, told in plans if isinstance(told, str)), None)
-
-
-def _plans(
-    problem: Problem, device: Any, regime: str, tf32: bool | None
-) -> list[tuple[str, _plan.CudaPlan | str]] | None:
-    """The plan of each pass, or why there is none; None where nothing can be planned."""
+def plans(
+    problem: Problem, device: Any, regime: str = "automatic", tf32: bool | None = None
+) -> dict[str, _plan.CudaPlan | str]:
+    """The plans of a call's passes, "forward" and "backward", or why there is none; arguments as of `describe`."""
     planner = _planner()
     if planner is None or problem.dtype not in _PRECISIONS or problem.proj_size:
-        return None
+        return {}
     if not (isinstance(problem.T, int) and isinstance(problem.B, int)) or min(problem.T, problem.B) < 1:
-        return None
-    regimes = planner.Regime.__members__
-    if regime not in regimes:
-        raise ValueError(f"Unknown regime {regime!r}; expected one of {', '.join(map(repr, regimes))}")
+        return {}
+    if regime not in planner.Regime.__members__:
+        raise ValueError(
+            f"Unknown regime {regime!r}; expected one of {', '.join(map(repr, planner.Regime.__members__))}"
+        )
     target = device if isinstance(device, planner.Device) else _from_properties(planner, device)
     shape = planner.Shape(
         cell=getattr(planner.Cell, problem.cell.name),
@@ -136,18 +122,55 @@ def _plans(
         S=problem.D,
         directions=problem.D,
     )
-    asked = {
-        "precision": getattr(planner.Precision, _precision(problem, tf32)),
-        "masked": problem.lengths or problem.reset,
-        "regime": regimes[regime],
-    }
-    plans: list[tuple[str, _plan.CudaPlan | str]] = []
+    found: dict[str, _plan.CudaPlan | str] = {}
     for name in ("forward", "backward") if problem.grad else ("forward",):
         try:
-            plans.append((name, planner.cuda_plan(shape, target, pass_=getattr(planner.Pass, name), **asked)))
+            found[name] = planner.cuda_plan(
+                shape,
+                target,
+                pass_=getattr(planner.Pass, name),
+                precision=getattr(planner.Precision, _precision(problem, tf32)),
+                masked=problem.lengths or problem.reset,
+                regime=getattr(planner.Regime, regime),
+            )
         except ValueError as error:
-            plans.append((name, str(error)))
-    return plans
+            found[name] = str(error)
+    return found
+
+
+def refusal(problem: Problem, regime: str) -> str | None:
+    """Why `regime` cannot take a call on the current GPU, None if it can.
+
+    Args:
+        problem: the call.
+        regime: "step", "cta", "cluster" or "grid".
+    """
+    if regime == "step":
+        return None
+    found = plans(problem, _current_device(), regime).values()
+    return next((reason for reason in found if isinstance(reason, str)), None)
+
+
+def current(problem: Problem, backend: str) -> str | None:
+    """`describe` for the current GPU and a backend's name, "cuda" or "cuda:REGIME"."""
+    return describe(problem, _current_device(), regime=backend.partition(":")[2] or "automatic")
+
+
+CUDNN_US = {"forward": 12.0, "backward": 25.0}
+"""Microseconds that cuDNN's kernel a step takes, about: research of 2021 and of other GPUs, no measurement of ours."""
+
+
+def slower_than_cudnn(problem: Problem) -> bool:
+    """Whether the planner's model gives a step more time, on the current GPU, than cuDNN takes."""
+    found = plans(problem, _current_device())
+    return any(not isinstance(plan, str) and plan.us_per_step > CUDNN_US[name] for name, plan in found.items())
+
+
+def _current_device() -> Any:
+    """The current GPU's properties; where there is none, an H200's, if there is a planner to ask at all."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties()
+    return table_device("h200") if _planner() else None
 
 
 def _precision(problem: Problem, tf32: bool | None) -> str:

@@ -17,6 +17,7 @@ MOST_LINES = 400
 # From the top: a module imports modules of lower layers only. A new module is placed here.
 LAYERS = (
     {"__main__"},
+    {"tune"},
     {"__init__"},
     {"convert"},
     {"modules"},
@@ -25,7 +26,7 @@ LAYERS = (
     {"stack"},
     {"autograd", "standin"},
     {"adjoint", "backends"},
-    {"batching", "cudnn", "gpu_plan", "products", "reference", "units"},
+    {"batching", "cudnn", "gpu_plan", "measured", "products", "reference", "units"},
     {"ops"},
     {"_build", "_plan", "checks", "errors", "modes", "spec"},
 )

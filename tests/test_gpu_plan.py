@@ -77,17 +77,14 @@ def test_a_forced_regime_or_its_reason() -> None:
         gpu_plan.describe(CALL, H200, regime="warp")
 
 
-def test_a_refusal_is_the_reason_alone() -> None:
+def test_a_refusal_is_the_reason_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_plan, "_current_device", lambda: H200)
     assert gpu_plan.refusal(CALL, "cluster") is None
     assert gpu_plan.refusal(CALL, "step") is None
-    a100 = gpu_plan.table_device("a100")
-    assert (
-        gpu_plan.refusal(CALL, "cluster", a100)
-        == "cluster: sm_80 has no thread block clusters, expected sm_90 or later"
-    )
-    wide = CALL._replace(H=2048)
-    assert str(gpu_plan.refusal(wide, "cta", a100)).startswith("cta: W_hh of H = 2048 does not fit one SM")
     assert str(gpu_plan.refusal(CALL._replace(dtype=torch.float64), "grid")).startswith("grid: got fp64, expected")
+    monkeypatch.setattr(gpu_plan, "_current_device", lambda: gpu_plan.table_device("a100"))
+    assert gpu_plan.refusal(CALL, "cluster") == "cluster: sm_80 has no thread block clusters, expected sm_90 or later"
+    assert str(gpu_plan.refusal(CALL._replace(H=2048), "cta")).startswith("cta: W_hh of H = 2048 does not fit one SM")
 
 
 @pytest.mark.parametrize("changes", [{"proj_size": 8}, {"dtype": torch.int8}, {"T": 0}, {"B": 0}, {"B": "symbol"}])
