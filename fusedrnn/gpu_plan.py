@@ -167,8 +167,10 @@ def slower_than_cudnn(problem: Problem) -> bool:
 
 
 def _current_device() -> Any:
-    """The current GPU's properties; where there is none, an H200's."""
-    return torch.cuda.get_device_properties() if torch.cuda.is_available() else table_device("h200")
+    """The current GPU's properties; where there is none, an H200's, if there is a planner to ask at all."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties()
+    return table_device("h200") if _planner() else None
 
 
 def _precision(problem: Problem, tf32: bool | None) -> str:

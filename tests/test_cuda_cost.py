@@ -48,6 +48,8 @@ def device(request: pytest.FixtureRequest) -> Any:
         (an_instance(Exchange.grid), 24),
         (an_instance(Exchange.grid, H=2048, k_registers=34, pass_=Pass.backward), 64),
         (an_instance(Exchange.grid, cell=Cell.lstm, H=2048, k_registers=10), 128),
+        (an_instance(Exchange.split), 24),
+        (an_instance(Exchange.split, chains=2, pass_=Pass.backward), 16),
     ],
 )
 def test_shared_memory_is_what_the_kernels_use(kernel: Any, smem_kb: int) -> None:
@@ -64,6 +66,9 @@ def test_shared_memory_is_what_the_kernels_use(kernel: Any, smem_kb: int) -> Non
         (an_instance(Exchange.scatter, H=512, units=32, k_split=4, cluster=16), 1.06),
         (an_instance(Exchange.grid), 1.24),
         (an_instance(Exchange.grid, pass_=Pass.backward), 2.02),
+        (an_instance(Exchange.split), 1.21),
+        (an_instance(Exchange.split, pass_=Pass.backward, cluster=8), 1.22),
+        (an_instance(chains=16), 3.79),
     ],
 )
 def test_the_model_is_the_one_that_was_published(kernel: Any, us: float) -> None:
@@ -96,6 +101,8 @@ def test_teams_that_are_not_resident_wait_for_those_that_are() -> None:
     six, seven = (ask(H200, B=8 * teams, T=10**6, regime=Regime.cluster, instances=[kernel]) for teams in (6, 7))
     assert (six.groups, seven.groups) == (6, 7)
     assert seven.us_per_step == pytest.approx(2 * six.us_per_step, rel=0.01)
+    streams = ask(H200, B=8 * 6, S=2, T=10**6, regime=Regime.cluster, instances=[kernel])
+    assert streams.us_per_step == pytest.approx(2 * six.us_per_step, rel=0.01)
 
 
 def test_one_step_is_a_step() -> None:
@@ -108,6 +115,15 @@ def test_one_step_is_a_step() -> None:
 def test_memory_bounds_what_chips_could_do_faster() -> None:
     slow = altered(H200, memory_gbs=1)
     assert ask(slow, H=64).us_per_step > 64 * 64 * 8 * 2 / 1e3  # gates, kept values and output of 64 rows
+
+
+def test_step_by_step_weights_come_from_l2_or_from_memory() -> None:
+    small = altered(H200, l2_bytes=1 << 20)
+    weight_us = 3 * 1024 * 1024 * 2 / 4800e3
+    step, slow = (
+        ask(one, H=1024, B=1, regime=Regime.step).us_per_step for one in (H200, altered(small, memory_gbs=480))
+    )
+    assert slow > 2.2 + 10 * weight_us > step
 
 
 def test_a_plan_is_a_pure_function() -> None:

@@ -237,6 +237,12 @@ def test_a_forced_regime_is_that_regime_or_a_reason(device: Any) -> None:
             {"instances": [an_instance(Exchange.grid)], "masked": True, "H": 1024},
             "takes no lengths, resets",
         ),
+        (
+            H200,
+            "cta",
+            {"instances": [an_instance(H=H, units=H, masked=True) for H in (64, 128, 96)], "H": 136},
+            "W_hh of H = 136 does not fit one SM, expected H <= 128",
+        ),
         (H200, "grid", {"instances": []}, "this build has no kernel of that regime"),
         (H200, "cta", {"instances": [an_instance()], "cell": Cell.lstm}, "there is no kernel for lstm, bf16, forward"),
     ],

@@ -77,6 +77,16 @@ def test_a_forced_regime_or_its_reason() -> None:
         gpu_plan.describe(CALL, H200, regime="warp")
 
 
+def test_a_refusal_is_the_reason_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_plan, "_current_device", lambda: H200)
+    assert gpu_plan.refusal(CALL, "cluster") is None
+    assert gpu_plan.refusal(CALL, "step") is None
+    assert str(gpu_plan.refusal(CALL._replace(dtype=torch.float64), "grid")).startswith("grid: got fp64, expected")
+    monkeypatch.setattr(gpu_plan, "_current_device", lambda: gpu_plan.table_device("a100"))
+    assert gpu_plan.refusal(CALL, "cluster") == "cluster: sm_80 has no thread block clusters, expected sm_90 or later"
+    assert str(gpu_plan.refusal(CALL._replace(H=2048), "cta")).startswith("cta: W_hh of H = 2048 does not fit one SM")
+
+
 @pytest.mark.parametrize("changes", [{"proj_size": 8}, {"dtype": torch.int8}, {"T": 0}, {"B": 0}, {"B": "symbol"}])
 def test_what_has_no_plan(changes: dict[str, object]) -> None:
     assert gpu_plan.describe(CALL._replace(**changes), H200) is None
@@ -85,6 +95,7 @@ def test_what_has_no_plan(changes: dict[str, object]) -> None:
 def test_without_the_planner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_plan, "_planner", lambda: None)
     assert gpu_plan.describe(CALL, H200) is None
+    assert gpu_plan.refusal(CALL, "cta") is None
     with pytest.raises(RuntimeError, match=r"planner's module fusedrnn\._plan is missing"):
         gpu_plan.table_device("h200")
 

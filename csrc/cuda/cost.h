@@ -44,7 +44,7 @@ constexpr bool fp32(const Instance& i) { return i.precision == Precision::fp32; 
 // One step of one CTA, all its chains of rows.
 inline double step_cycles(const Instance& i, const Device& device) {
   const Footprint f = footprint(i);
-  const double bytes = element_bytes(i.precision), tiles = i.rows / 8, warps = i.warps(), cluster = i.cluster;
+  const double bytes = element_bytes(i.precision), tiles = i.rows / 8., warps = i.warps(), cluster = i.cluster;
   const double warps_in_turn = std::max(1., warps / 4);  // on a sub-partition
   const bool scatter = i.exchange == Exchange::scatter, split = i.exchange == Exchange::split;
   const bool sums_in_warps = i.k_split > 1 && !scatter;
@@ -66,7 +66,7 @@ inline double step_cycles(const Instance& i, const Device& device) {
     bytes_per_cycle = kClusterBytesPerCycle;
   } else if (regime_of(i.exchange) == Regime::grid) {
     exchange = kGridLatency;
-    received = i.units / 16 * vector_bytes / (split ? cluster : 1);  // every 16 units read the vector for themselves
+    received = i.units / 16. * vector_bytes / (split ? cluster : 1);  // every 16 units read the vector for themselves
     bytes_per_cycle = kGridBytesPerCycle;
   }
   double arrival = received / bytes_per_cycle, partial_sums = 0;
@@ -79,7 +79,7 @@ inline double step_cycles(const Instance& i, const Device& device) {
     arrival = std::max(arrival, sums);
   }
 
-  const double accurate = bytes > 2 ? kAccurateCycles : 0, finishers = std::min(2, i.k_split) * i.units / 16 * tiles;
+  const double accurate = bytes > 2 ? kAccurateCycles : 0, finishers = std::min(2, i.k_split) * i.units / 16. * tiles;
   const double stores =  // st.async, of a finishing warp
       i.exchange == Exchange::cluster ? 2 * cluster * (i.pass == Pass::backward ? kGatesOf[i.cell] : 1) : 0;
   const double instructions = products + (scatter ? warps * f.m_tiles * tiles : 0) +
@@ -106,14 +106,14 @@ inline double tensor_bytes(const Request& r) {
 // A whole call of a persistent kernel: `teams` of them, `resident` at once.
 inline double call_us(const Request& r, const Instance& i, const Device& device, int64_t teams, int64_t resident) {
   const Problem& p = r.problem;
-  const double waves = double((teams + resident - 1) / resident);
+  const int64_t waves = (teams + resident - 1) / resident;
   const bool grid = regime_of(i.exchange) == Regime::grid;
-  double step = std::max(waves * us(step_cycles(i, device), device), memory_us(tensor_bytes(r), device));
+  double step = std::max(double(waves) * us(step_cycles(i, device), device), memory_us(tensor_bytes(r), device));
   if (grid) {  // the output is the message, and is filled with the sentinel before
     const int values = r.pass == Pass::forward ? 1 : kGatesOf[p.cell] + (p.cell == kGru);
     step += memory_us(double(p.S) * p.B * values * p.H * element_bytes(r.precision), device);
   }
-  const double launches = grid ? 2 + waves : 2;  // packing, filling, scan
+  const double launches = grid ? 2 + double(waves) : 2;  // packing, filling, scan
   return launches * kLaunchUs + memory_us(kWritesOfWeights * weight_bytes(r), device) + double(p.T) * step;
 }
 
