@@ -22,9 +22,9 @@ const char* cuda_last_error() { return error.c_str(); }
 // Global memory that the kernels may touch from now on; without an address, none but the scratch.
 void cuda_memory(const char* first, int64_t bytes) {
   if (first)
-    host_device::memory()[first] = size_t(bytes);
+    stand_in::memory()[first] = size_t(bytes);
   else
-    host_device::memory().clear();
+    stand_in::memory().clear();
 }
 
 // `values`: the fields of a Call in their order, pointers as numbers. Returns 1, and leaves a message, if it fails.
@@ -44,16 +44,16 @@ int cuda_step(const int64_t* values, unsigned seed) {
   in(call.gates_x), in(call.y), in(call.cs), in(call.gates), in(call.hn), in(call.cn);
   in(call.dy), in(call.dgates), in(call.dcs), in(call.dhn), in(call.dcn);
   in(call.dgates_x), in(call.dq), in(call.dh0), in(call.dc0);
-  host_device::seed() = seed;
+  stand_in::seed() = seed;
   std::vector<double> scratch(step_scratch_bytes(call) / sizeof(double) + 1, double(NAN));
   const char* const first = reinterpret_cast<const char*>(scratch.data());
-  host_device::memory()[first] = step_scratch_bytes(call);
+  stand_in::memory()[first] = step_scratch_bytes(call);
   try {
     run_step(call, scratch.data(), nullptr);
   } catch (const std::runtime_error& fault) {
     error = fault.what();
   }
-  host_device::memory().erase(first);
+  stand_in::memory().erase(first);
   return !error.empty();
 }
 }
