@@ -1,5 +1,8 @@
-// The planner as typed Python values, for tests and for whoever wants to know how a call is split over threads. The
-// only file that needs Python's or pybind11's headers; torch is not in it. fusedrnn/_plan.pyi is its typed face.
+// The planners as typed Python values, for tests and for whoever wants to know how a call is run: the CPU's here, the
+// GPU's in plan_cuda.cpp. Only these two need Python's or pybind11's headers; torch is in neither. fusedrnn/_plan.pyi is
+// their typed face.
+#include "plan_module.h"
+
 #include <pybind11/pybind11.h>
 
 #include "cells/gru.h"
@@ -9,6 +12,7 @@
 
 namespace py = pybind11;
 namespace {
+using fusedrnn::at_least;
 using fusedrnn::Problem;
 using fusedrnn::cpu::Machine;
 using fusedrnn::cpu::Plan;
@@ -23,13 +27,6 @@ int gates_of(const Problem& shape) {
     default:
       return fusedrnn::Rnn<false>::kGates;
   }
-}
-
-// The planner divides by these.
-void at_least(const char* name, int64_t got, int64_t least) {
-  if (got < least)
-    throw py::value_error(std::string(name) + ": expected at least " + std::to_string(least) + ", got " +
-                          std::to_string(got));
 }
 
 Problem make_shape(fusedrnn::CellKind cell, int64_t T, int64_t B, int64_t H, int64_t I, int64_t S, int directions) {
@@ -94,4 +91,5 @@ PYBIND11_MODULE(_plan, m) {
         py::arg("element_bytes"));
   m.def("plan_backward", &plan<fusedrnn::cpu::plan_backward>, py::arg("shape"), py::arg("machine"), py::kw_only(),
         py::arg("element_bytes"));
+  fusedrnn::add_cuda_planner(m);
 }

@@ -182,7 +182,8 @@ def build(copy: Path, flags: Iterable[str]) -> list[str]:
         (copy / file).write_text(text)
     (copy / "csrc/cpu/lateness.h").write_text(LATENESS.replace("LATE_US", str(LATE_US)))
     (copy / "csrc/isa.txt").write_text(f"generic any {' '.join(flags)}\n")  # one kernel, under the name that must exist
-    (copy / "csrc/plan_module.cpp").unlink()
+    for path in copy.glob("csrc/plan_*.cpp"):
+        path.unlink()
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     done = subprocess.run(command, cwd=copy, env={**os.environ, "FUSEDRNN_CUDA": "0"}, text=True, check=False, **pipes)

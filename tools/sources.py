@@ -8,7 +8,6 @@ import platform
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PLAN_MODULE = "csrc/plan_module.cpp"
 
 
 def _glob(pattern: str) -> list[str]:
@@ -22,13 +21,17 @@ def kernels() -> list[str]:
 
 def ops() -> list[str]:
     """The rest of _C."""
-    own = {PLAN_MODULE, *kernels()}
+    own = {*_plan_module(), *kernels()}
     return [name for name in _glob("csrc/*.cpp") + _glob("csrc/cpu/*.cpp") if name not in own]
+
+
+def _plan_module() -> list[str]:
+    return _glob("csrc/plan_*.cpp")
 
 
 def plan() -> list[str]:
     """_plan: the pybind11 module and every pure host planner."""
-    return [*_glob(PLAN_MODULE), *_glob("csrc/*/plan.cpp")] if (ROOT / PLAN_MODULE).exists() else []
+    return [*_plan_module(), *_glob("csrc/*/plan.cpp")] if _plan_module() else []
 
 
 def cuda() -> list[str]:

@@ -14,7 +14,9 @@ enum class Exchange : int {
   split,    // grid, and the k dimension split over clusters
 };
 constexpr Regime regime_of(Exchange e) {
-  return e == Exchange::cta ? Regime::cta : e == Exchange::cluster || e == Exchange::scatter ? Regime::cluster : Regime::grid;
+  return e == Exchange::cta                                 ? Regime::cta
+         : e == Exchange::cluster || e == Exchange::scatter ? Regime::cluster
+                                                            : Regime::grid;
 }
 
 struct Instance {

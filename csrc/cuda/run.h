@@ -4,8 +4,8 @@
 #include "cuda/plan.h"
 
 namespace fusedrnn::cuda {
-Device device_of(int index);                // asked once a device
-const Instance* instances(size_t* count);   // the table that this library was compiled with
+Device device_of(int index);               // asked once a device
+const Instance* instances(size_t* count);  // the table that this library was compiled with
 size_t scratch_bytes(const Call&, const Plan&);
 // Throws std::runtime_error if a CUDA call fails. Does not synchronise; can be captured in a CUDA graph.
 void run(const Call&, const Plan&, void* scratch, void* stream);

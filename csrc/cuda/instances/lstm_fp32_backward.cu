@@ -1,0 +1,5 @@
+#include "cuda/instantiate.h"
+
+namespace fusedrnn::cuda {
+template const KernelTable& kernels<kLstm, Precision::fp32, Pass::backward>();
+}  // namespace fusedrnn::cuda
