@@ -59,6 +59,29 @@ class Case:
         return ", ".join([self.cell.name, self.precision, size, *(mark for mark in marks if mark)])
 
 
+class Instance(NamedTuple):
+    """A row of the table of kernels, with the fields of csrc/cuda/instance.h."""
+
+    row: int
+    cell: int
+    precision: int
+    backward: int
+    exchange: int
+    masked: int
+    H: int
+    units: int
+    rows: int
+    chains: int
+    k_split: int
+    k_registers: int
+    cluster: int
+
+    def __str__(self) -> str:
+        exchange = ("cta", "cluster", "scatter", "grid", "split")[self.exchange]
+        shape = f"H {self.H}, units {self.units}, rows {self.rows} x {self.chains}, k / {self.k_split}"
+        return f"{exchange} {shape}{', masked' if self.masked else ''}"
+
+
 class Run(NamedTuple):
     """One pass of a case: what goes in, and what has to come out."""
 
@@ -144,13 +167,22 @@ def load(path: Path) -> ctypes.CDLL:
     """The library that tests/cpp/cuda_library.cpp was compiled to."""
     library = ctypes.CDLL(str(path))
     library.cuda_last_error.restype = ctypes.c_char_p
+    library.cuda_run.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_uint]
     library.cuda_memory.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     library.cuda_memory.restype = None
     return library
 
 
-def fault(library: ctypes.CDLL, case: Case, run: Run, seed: int) -> str:
-    """Runs one pass by the time-step kernel and says what is wrong with the result; "" if nothing is."""
+def instances(library: ctypes.CDLL) -> list[Instance]:
+    """The kernels that the library has, beside the time-step kernel."""
+    values, found = (ctypes.c_int * (len(Instance._fields) - 1))(), list[Instance]()
+    while library.cuda_instance(len(found), values):
+        found.append(Instance(len(found), *values))
+    return found
+
+
+def fault(library: ctypes.CDLL, case: Case, run: Run, seed: int, row: int = -1) -> str:
+    """Runs one pass, by a kernel of the table or the time-step kernel, and says what is wrong; "" if nothing is."""
     precision, S = PRECISIONS[case.precision], case.directions * case.members
     found = {name: torch.full(t.shape, float("nan"), dtype=precision.dtype) for name, t in run.expected.items()}
     tensors = {**run.given, **found}
@@ -163,7 +195,7 @@ def fault(library: ctypes.CDLL, case: Case, run: Run, seed: int) -> str:
     values += [_address(run.lengths), *(run.lengths.stride() if run.lengths is not None else (0, 0))]
     values += [_address(run.reset), *(run.reset.stride() if run.reset is not None else (0, 0, 0))]
     values += [_address(run.offsets), *(_address(tensors.get(name)) for name in FIELDS)]
-    if library.cuda_step((ctypes.c_int64 * len(values))(*values), seed):
+    if library.cuda_run((ctypes.c_int64 * len(values))(*values), row, seed):
         return str(library.cuda_last_error().decode())
     for name, expected in run.expected.items():
         error = float((found[name].double() - expected).abs().max() / expected.abs().max().clamp(min=1))
@@ -174,6 +206,20 @@ def fault(library: ctypes.CDLL, case: Case, run: Run, seed: int) -> str:
 
 def _address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
+
+
+def kernel_cases(instance: Instance) -> Iterable[Case]:
+    """For a kernel of the table: two batch groups and a tail, and what masks it takes."""
+    cell, precision = CELLS[instance.cell], list(PRECISIONS)[instance.precision]
+    T, B = 6, instance.rows * instance.chains + 3
+    plain = Case(cell, precision, T, B, instance.H, derivatives=False, seed=instance.row)
+    yield plain
+    if instance.masked:
+        yield replace(plain, H=instance.H - 8, lengths="random", directions=1)
+        yield replace(plain, T=5, lengths="random", reset=True, absent=("h0", "c0", "dhn", "dcn"))
+        yield replace(plain, H=instance.H - 8, lengths="packed", reset=True, absent=("bias", "dy"))
+    else:
+        yield replace(plain, T=1, absent=("h0", "c0", "dhn", "dcn"), directions=1)
 
 
 def step_cases() -> Iterable[Case]:
