@@ -31,7 +31,7 @@ PRECISIONS = {
     "bf16": Precision(0, torch.bfloat16, 1e-2),
     "fp16": Precision(1, torch.float16, 1.5e-3),
     "tf32": Precision(2, torch.float32, 2.5e-3),
-    "fp32": Precision(3, torch.float32, 1e-6),
+    "fp32": Precision(3, torch.float32, 2e-6),
     "fp64": Precision(4, torch.float64, 1e-13),
 }
 

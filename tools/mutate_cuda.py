@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -37,6 +38,9 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 MOST_SECONDS = 60  # of all runs of one fault, which hangs if it takes longer
 SEEDS = (1, 2, 3)  # of the stand-in: the order of warps and of late stores
+
+CONSTANT = re.compile(r"\bk[A-Z]\w*$")
+KERNELS = [("bf16", 0), ("bf16", 1), ("bf16", 2), ("tf32", 0), ("fp32", 1)]  # of the table: precision and cell
 
 API = ("device_api.h", "device_math.h", "device_memory.h")  # what kernels are written with, not kernels
 LEFT_OUT = [
@@ -58,7 +62,7 @@ CHANGED = {  # by one argument: its number, and what becomes of it
 }
 CONDITIONAL = ["ld4_if", "ld8_if", "ld16_if", "st4_if", "st8_if", "st16_if"]  # their last argument is the condition
 PREDICATE = re.compile(r"\bFR_DEV (?:static )?bool (\w+)\(")
-COMPARISON = re.compile(r" (<|<=|>|>=|==) (?!nullptr)")
+COMPARISON = re.compile(r" (<|<=|>|>=|==|!=) (?!nullptr|Exchange::|Pass::|Precision::)")
 
 HARMLESS: dict[tuple[str, str], str] = {
     ("vote_any: always yes", "const bool multiplies ="): "the product is taken, of zeros, and nobody reads it",
@@ -132,8 +136,10 @@ class Mutator:
             source.text = f"{source.text[: opened + 1]}{', '.join(arguments)}{source.text[end - 1 :]}"
 
     def answer(self, source: Source, name: str) -> None:
-        for start, _, end in reversed(list(calls(source.text, rf"(?:\w+(?:\.|->))*\b{name}"))):
+        for start, _, end in reversed(list(calls(source.text, rf"(?:\w+(?:<\w+>)?(?:\.|->|::))*\b{name}"))):
             call = source.text[start:end]
+            if source.text[end] == ";" and re.search(r"(?:[;{})]|\belse)$", source.text[:start].rstrip()):
+                continue  # a statement: another function of the same name, which answers nothing
             yes, no = (self.chosen(source.fault(start, f"{name}: always {word}")) for word in ("yes", "no"))
             source.text = f"{source.text[:start]}(({call} || {yes}) && !{no}){source.text[end:]}"
 
@@ -144,6 +150,8 @@ class Mutator:
 
     def off_by_one(self, source: Source) -> None:
         for found in reversed(list(matches(source.text, COMPARISON))):
+            if CONSTANT.search(source.text[: found.start()]) and source.text[found.end()].isdigit():
+                continue
             chosen = self.chosen(source.fault(found.start() + 1, f"{found[1]} off by one"))
             source.text = f"{source.text[: found.start()]} - {chosen}{source.text[found.start() :]}"
 
@@ -242,14 +250,27 @@ def build(copy: Path, compiler: str) -> tuple[Path, list[Fault]]:
         shutil.copytree(ROOT / name, copy / name)
     faults = mutate(copy)
     library = copy / "cuda_library.so"
-    flags = ["-std=c++20", "-O1", "-fPIC", "-shared", "-DFUSEDRNN_HOST_DEVICE", "-w"]
-    sources = [copy / "tests/cpp/cuda_library.cpp", *sorted((copy / "csrc/cuda").glob("*.cu"))]
-    command = [compiler, *flags, f"-I{copy / 'csrc'}", "-x", "c++", *map(str, sources), "-o", str(library)]
+    flags = ["-std=c++20", "-O1", "-fPIC", "-DFUSEDRNN_HOST_DEVICE", "-w", f"-I{copy / 'csrc'}", "-x", "c++"]
+    sources = [copy / "tests/cpp/cuda_library.cpp"]
+    sources += sorted(path for path in (copy / "csrc/cuda").rglob("*") if path.suffix in (".cpp", ".cu"))
+    objects = [str(copy / f"{number}.o") for number in range(len(sources))]
+    commands = [[compiler, *flags, "-c", str(s), "-o", o] for s, o in zip(sources, objects, strict=True)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compiled, commands))
+    compiled([compiler, "-shared", *objects, "-o", str(library)])
+    return library, faults
+
+
+def compiled(command: list[str]) -> None:
+    """Runs a compiler.
+
+    Raises:
+        OSError: it found an error.
+    """
     done = subprocess.run(command, text=True, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
         errors = [line for line in done.stdout.splitlines() if " error: " in line]
         raise OSError("\n".join(["compiling failed:", *(errors or done.stdout.splitlines())[:5]]))
-    return library, faults
 
 
 class Check:
@@ -260,14 +281,20 @@ class Check:
 
         self.check: Any = cuda_check
         self.library = cuda_check.load(library)
-        self.runs = [(case, run) for case in cuda_check.step_cases() for run in cuda_check.prepare(case)]
+        self.runs = [(-1, case, run) for case in cuda_check.step_cases() for run in cuda_check.prepare(case)]
+        self.instances = cuda_check.instances(self.library)
+        for instance in self.instances:
+            if (list(cuda_check.PRECISIONS)[instance.precision], instance.cell) in KERNELS:
+                for case in cuda_check.kernel_cases(instance):
+                    self.runs.append((instance.row, case, cuda_check.prepare(case)[instance.backward]))
         self.chosen = ctypes.c_int.in_dll(self.library, "fusedrnn_chosen")
         self.passed = (ctypes.c_char * faults).in_dll(self.library, "fusedrnn_passed")
 
     def fault(self, run: int, seed: int) -> str:
-        case, one = self.runs[run]
-        found = self.check.fault(self.library, case, one, seed)
-        return f"{case}, {'backward' if one.backward else 'forward'}, seed {seed}: {found}" if found else ""
+        row, case, one = self.runs[run]
+        found = self.check.fault(self.library, case, one, seed, row)
+        where = "step" if row < 0 else str(self.instances[row])
+        return f"{where}, {case}, {'backward' if one.backward else 'forward'}, seed {seed}: {found}" if found else ""
 
     def survey(self) -> tuple[list[list[int]], list[str]]:
         """Without any fault: by fault the runs that come past it, the quickest first; and what is wrong."""
