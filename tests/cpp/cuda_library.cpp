@@ -1,4 +1,4 @@
-// The CUDA backend on the stand-in, as a library that Python calls by ctypes (tests/cuda_check.py): pointers are the
+// The CUDA backend on the stand-in, as a library that Python calls by ctypes (tests/cuda_calls.py): pointers are the
 // host's, every launch is over when it returns.
 #include <math.h>
 
