@@ -29,7 +29,7 @@ import build_backend  # noqa: E402, F401  (puts the target environment on sys.pa
 import sources  # noqa: E402
 
 TORCH_TARGET = "0x020b000000000000"  # 2.11: the oldest torch whose stable ABI the binaries may use
-CUDA_ARCHS = "8.0;9.0a;10.0a;12.0+PTX"
+CUDA_ARCHS = "8.0;9.0a"  # where no GPU is in sight; else what the machine has
 CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden"]
 
 
@@ -64,13 +64,13 @@ def cuda_toolkit():
     return root, version.split("release ")[1].split(",")[0]
 
 
-def want_cuda(torch):
-    """Whether to build _cuda; under FUSEDRNN_CUDA=1 whatever is in the way is an error, else a line."""
+def why_no_cuda(torch):
+    """Why not to build _cuda, None if it can be; under FUSEDRNN_CUDA=1 whatever is in the way is an error."""
     wish, reason = os.environ.get("FUSEDRNN_CUDA", "auto"), None
     if wish not in ("0", "1", "auto"):
         raise SystemExit(f"fusedrnn: FUSEDRNN_CUDA: expected 0, 1 or auto, got {wish!r}")
     if not sources.cuda():
-        return False
+        return "this checkout has no CUDA sources"
     toolkit = cuda_toolkit()
     if wish == "0":
         reason = "FUSEDRNN_CUDA=0"
@@ -88,11 +88,18 @@ def want_cuda(torch):
         raise SystemExit(f"fusedrnn: FUSEDRNN_CUDA=1, but {reason}")
     if reason:
         say(f"building without the CUDA kernels: {reason}")
-        return False
+        return reason
     os.environ["CUDA_HOME"] = toolkit[0]  # read when torch.utils.cpp_extension is imported
-    if not torch.cuda.is_available():  # else torch compiles for the GPUs it sees
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHS)
-    return True
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", cuda_archs(torch))
+    return None
+
+
+def cuda_archs(torch):
+    """The architectures of this machine's GPUs; where none is in sight, those of an A100 and of an H100."""
+    if not torch.cuda.is_available():
+        return CUDA_ARCHS
+    found = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+    return ";".join(f"{major}.{minor}{'a' if major >= 9 else ''}" for major, minor in sorted(found))
 
 
 def plan_extension(torch_include):
@@ -129,8 +136,8 @@ def extensions():
         name = os.environ.get("CXX", "c++")
         say(f"no C++ compiler ({name}): installing without kernels; install g++ or clang++, then repeat this command")
         return [], {}
-    cuda = want_cuda(torch)
-    from torch.utils import cpp_extension as torch_ext  # reads CUDA_HOME: after want_cuda
+    no_cuda = why_no_cuda(torch)
+    from torch.utils import cpp_extension as torch_ext  # reads CUDA_HOME: after why_no_cuda
 
     try:  # ninja from pip, even when its scripts are not on the path
         import ninja
@@ -151,8 +158,10 @@ def extensions():
     flags = {"cxx": CXX_FLAGS}
     modules = [Extension("fusedrnn._C", sources.ops(), libraries=["torch_cpu"], extra_compile_args=flags, **common)]
     modules += plan_extension(common["include_dirs"])
-    if cuda:
-        common["library_dirs"] = [*common["library_dirs"], os.path.join(os.environ["CUDA_HOME"], "lib64")]
+    if no_cuda is None:
+        home = os.environ["CUDA_HOME"]
+        common["library_dirs"] = [*common["library_dirs"], os.path.join(home, "lib64")]
+        common["include_dirs"] = [*common["include_dirs"], os.path.join(home, "include")]
         flags = {"cxx": CXX_FLAGS, "nvcc": ["-std=c++20", "-O3", "-lineinfo"]}
         libraries = ["torch_cpu", "torch_cuda", "cudart"]
         modules.append(
@@ -196,7 +205,7 @@ def extensions():
             super().run()
             package = (ROOT if self.inplace else Path(self.build_lib)) / "fusedrnn"
             names = [ext.name for ext in self.extensions]
-            facts = {"torch": torch.__version__, "cuda": torch.version.cuda, "libraries": names}
+            facts = {"torch": torch.__version__, "cuda": torch.version.cuda, "libraries": names, "no_cuda": no_cuda}
             package_build.write_record(package / "_build.json", **facts)
 
     return modules, {"build_ext": BuildExt}

@@ -1,4 +1,4 @@
-"""Command line of the laboratory: `python -m benchmarks {study,compare,figures,sweep,peak,report} --help`."""
+"""Command line of the laboratory: `python -m benchmarks --help`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from . import compare, figures, memory, report, sweep
 from .arguments import parser
 from .cases import FIGURE_SHAPES, MODES, Case
 from .data import DataError, phrase_corpus, read_vectors
+from .gpu import cases as gpu_cases
+from .gpu import grid as gpu_grid
+from .gpu import table as gpu_table
 from .progress import Progress
 from .providers import NN, PROVIDERS
 from .record import Recorder, RecordError, environment, environment_json, read_rows, write_whole
@@ -133,12 +136,28 @@ def run_report(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_gpu(options: argparse.Namespace) -> int:
+    if options.list:
+        print("\n".join(case.name for case in gpu_cases.grid()))
+        return 0
+    if not torch.cuda.is_available():
+        raise DataError("torch sees no GPU here; `--list` shows what would be measured")
+    return gpu_grid.run(options.out, gpu_grid.gpu(), options.budget)
+
+
+def run_gpu_table(options: argparse.Namespace) -> int:
+    print(gpu_table.write(options.csv, *filter(None, [options.out])))
+    return 0
+
+
 COMMANDS = {
     "study": run_study,
     "compare": run_compare,
     "figures": run_figures,
     "sweep": run_sweep,
     "peak": run_peak,
+    "gpu": run_gpu,
+    "gpu-table": run_gpu_table,
     "report": run_report,
 }
 

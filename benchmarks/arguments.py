@@ -97,6 +97,14 @@ def parser() -> argparse.ArgumentParser:
     memory.add_argument("--out", type=Path, default=DEFAULT_OUT)
     memory.add_argument("--overwrite", action="store_true", help="measure again what is there")
 
+    device = commands.add_parser("gpu", help="the grid against cuDNN; takes up a run that was cut off")
+    device.add_argument("--out", type=Path, default=DEFAULT_OUT / "grid.csv", help="the CSV (default: %(default)s)")
+    device.add_argument("--budget", type=_seconds, default=180.0, metavar="S", help="seconds in all (%(default)s)")
+    device.add_argument("--list", action="store_true", help="print the cases in their order, and measure nothing")
+    table = commands.add_parser("gpu-table", help="what auto goes by on a GPU model, from a CSV of `gpu`")
+    table.add_argument("csv", type=Path)
+    table.add_argument("--out", type=Path, help="the folder (default: the package's tables)")
+
     again = commands.add_parser("report", help="write the report again from recorded rows")
     again.add_argument("folder", nargs="?", type=Path, default=DEFAULT_OUT)
     return top

@@ -14,7 +14,7 @@ import torch
 
 GATES = {"gru": 3, "lstm": 4, "rnn": 1, "rnn_relu": 1}
 CLASSES = {"gru": "GRU", "lstm": "LSTM", "rnn": "RNN", "rnn_relu": "RNN"}
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 MODES = ("infer", "train")
 """infer: forward under no_grad. train: zero_grad(set_to_none), forward, backward with the input's gradient."""
 

@@ -27,6 +27,9 @@ LONG_SHARE = 20
 GATE_FLOP = 60e9
 """A gate in float64 may cost this much; a larger case is gated on fewer time steps of the same layer."""
 
+Clock = Callable[[Callable[[], object], int], float]
+"""Seconds a call, of so many calls in a row."""
+
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     """Lower quartile, median, upper quartile of at least one value."""
@@ -136,18 +139,21 @@ def alternate(
     min_rounds: int = 5,
     max_rounds: int = 300,
     deadline: float = math.inf,
+    clock: Clock | None = None,
 ) -> dict[str, list[float]]:
     """Seconds a call, by name: all warmed, then in turn, the order turned round every time; samples i are a pair.
 
     At least `min_rounds` samples are taken, two where even those would take three times the budget. Warming is not
     part of the budget. A `deadline`, of `time.perf_counter`, holds for everything: long calls are warmed once, and
-    no round begins that would end behind it, but for the first.
+    no round begins that would end behind it, but for the first. `clock` stands for the wall's, for calls that return
+    before they are done.
     """
+    clock = clock or wall
     repeats: dict[str, int] = {}
     for name, call in calls.items():
-        seconds = _seconds(call)
+        seconds = clock(call, 1)
         if seconds < (deadline - time.perf_counter()) / LONG_SHARE:
-            seconds = _seconds(call)
+            seconds = clock(call, 1)
         repeats[name] = burst_of(seconds)
     order, samples = list(calls), {name: list[float]() for name in calls}
     begun = last = time.perf_counter()
@@ -160,12 +166,15 @@ def alternate(
             if round_ and now + round_s > deadline:
                 break
             for name in order if round_ % 2 else reversed(order):
-                call, count = calls[name], repeats[name]
-                start = time.perf_counter()
-                for _ in range(count):
-                    call()
-                samples[name].append((time.perf_counter() - start) / count)
+                samples[name].append(clock(calls[name], repeats[name]))
     return samples
+
+
+def wall(call: Callable[[], object], count: int) -> float:
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    return (time.perf_counter() - start) / count
 
 
 def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> list[float]:
@@ -189,9 +198,7 @@ def ceilings(threads: int) -> tuple[float, float]:
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    return wall(call, 1)
 
 
 def kept_bytes(call: Call) -> int:

@@ -22,8 +22,8 @@ class Inputs:
     gy: Tensor  # [T, B, D*H], upstream gradient of the output, or of its data if that is packed
     lengths: Tensor | None  # [B], of a ragged case
 
-    def to(self, dtype: torch.dtype) -> Inputs:
-        return Inputs(self.x.to(dtype), self.gy.to(dtype), self.lengths)
+    def to(self, where: torch.dtype | torch.device) -> Inputs:
+        return Inputs(self.x.to(where), self.gy.to(where), self.lengths)
 
 
 def inputs(case: Case, seed: int = 0) -> Inputs:
@@ -90,7 +90,7 @@ def _fused_forward(layer: nn.Module, x: Any, lengths: Tensor | None) -> tuple[An
     return layer(x) if lengths is None else layer(x, lengths=lengths)
 
 
-def _fused(name: str, backend: str) -> Provider:
+def fused(name: str, backend: str) -> Provider:
     def build(case: Case, source: nn.RNNBase) -> nn.Module:
         layer: nn.Module = getattr(fused_module(), CLASSES[case.cell])(**arguments(case), backend=backend)
         layer.load_state_dict(source.state_dict())
@@ -100,10 +100,10 @@ def _fused(name: str, backend: str) -> Provider:
 
 
 NN = Provider("nn", lambda case, source: source, _torch_forward)
-FUSED = _fused("fusedrnn", "auto")
-FUSED_CPU = _fused("fusedrnn-cpu", "cpu")
-FUSED_ATEN = _fused("fusedrnn-aten", "aten")
-REFERENCE = _fused("reference", "reference")
+FUSED = fused("fusedrnn", "auto")
+FUSED_CPU = fused("fusedrnn-cpu", "cpu")
+FUSED_ATEN = fused("fusedrnn-aten", "aten")
+REFERENCE = fused("reference", "reference")
 ONNXRUNTIME = Provider(
     "onnxruntime", ort.Layer, lambda layer, x, lengths: layer(x, lengths), modes=("infer",), missing=ort.missing
 )
@@ -160,7 +160,7 @@ class Call:
         self.clear()
         outputs = self.forward_kept()
         generator = torch.Generator().manual_seed(1)
-        upstream = [self.gy] + [torch.randn(s.shape, generator=generator).to(s.dtype) for s in outputs[1:]]
+        upstream = [self.gy] + [torch.randn(s.shape, generator=generator).to(s) for s in outputs[1:]]
         torch.autograd.backward(outputs, upstream)
         found = {name: value.detach() for name, value in zip(OUTPUTS, outputs, strict=False)}
         found["dx"] = _present(self.leaf.grad, self.leaf)

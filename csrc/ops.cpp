@@ -4,23 +4,15 @@
 #include "cpu/ops.h"
 
 #include "cpu/kernel.h"
+#include "schemas.h"
 
 namespace {
 std::string isa() { return fusedrnn::cpu::instruction_set().name; }
 }  // namespace
 
 STABLE_TORCH_LIBRARY(fusedrnn, m) {
-  m.def(
-      "scan(Tensor gates_x, Tensor? h0, Tensor? c0, Tensor weight_hh, Tensor? bias_hh, Tensor? lengths, Tensor? reset, "
-      "Tensor? reset_h,"
-      " Tensor? reset_c, Tensor? offsets, Tensor? mask_key, float[] rates, int cell, int directions, bool save, "
-      "Tensor? x=None,"
-      " Tensor? weight_ih=None, Tensor? bias_ih=None) -> (Tensor y, Tensor hn, Tensor gates, Tensor cs, Tensor cn)");
-  m.def(
-      "scan_backward(Tensor? dy, Tensor? dhn, Tensor? dgates, Tensor? dcs, Tensor? dcn, Tensor gates, Tensor y, "
-      "Tensor? h0, Tensor? cs,"
-      " Tensor? c0, Tensor weight_hh, Tensor? lengths, Tensor? reset, int cell, int directions)"
-      " -> (Tensor dgates_x, Tensor dh0, Tensor dc0, Tensor dq)");
+  m.def(fusedrnn::kScanSchema);
+  m.def(fusedrnn::kScanBackwardSchema);
   m.def(
       "layer(Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, int cell, bool bias, "
       "bool save, bool states)"
@@ -29,6 +21,7 @@ STABLE_TORCH_LIBRARY(fusedrnn, m) {
       "layer_backward(Tensor? dy, Tensor? dhn, Tensor? dcs, Tensor? dcn, Tensor x, Tensor? h0, Tensor? c0, Tensor[] "
       "weights, Tensor y, Tensor cs,"
       " Tensor kept, Tensor? lengths, Tensor? reset, int cell, bool bias, int wanted) -> Tensor[]");
+  m.def("product(Tensor a, Tensor b, bool tf32) -> Tensor");
   m.def("pointwise(Tensor x, bool tanh) -> Tensor");
   m.def("isa() -> str");
 }

@@ -9,6 +9,7 @@
 
 namespace fusedrnn {
 enum CellKind : int { kGru, kLstm, kRnnTanh, kRnnRelu };
+constexpr int kGatesOf[] = {3, 4, 1, 1}, kKeptOf[] = {4, 4, 0, 0};  // by CellKind
 
 struct Problem {
   int cell, directions;

@@ -11,7 +11,7 @@
 #include <optional>
 #include <type_traits>
 
-#include "cpu/pool.h"
+#include "poison.h"
 #include "recurrence.h"
 
 namespace fusedrnn {
@@ -35,8 +35,8 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(), strides, dtype,
                                                   aoti_torch_device_type_cpu(), 0, &handle));
   const Tensor fresh(handle);
-  if (cpu::poisoned() && step)  // torch's own filling, of deterministic mode, does not reach this function
-    std::memset(fresh.mutable_data_ptr(), cpu::kPoison,
+  if (poisoned() && step)  // torch's own filling, of deterministic mode, does not reach this function
+    std::memset(fresh.mutable_data_ptr(), kPoison,
                 size_t(step) * (type == ScalarType::Double  ? 8
                                 : type == ScalarType::Float ? 4
                                                             : 2));

@@ -23,14 +23,20 @@ from torch import Tensor, nn
 
 import fusedrnn
 
-from . import _build, backends, ops
+from . import _build, backends, ops, tune
 
 LARGEST_ERROR = 1e-5
 """Of float32 results, relative to the largest: rounding stays two orders below, a fault lies orders above."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m fusedrnn", description="Says what fusedrnn finds on this machine.")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["tune"]:
+        return tune.main(arguments[1:])
+    parser = argparse.ArgumentParser(
+        prog="python -m fusedrnn",
+        description="Says what fusedrnn finds on this machine. `python -m fusedrnn tune` measures its GPU.",
+    )
     parser.add_argument("--json", action="store_true", help="the same facts for programs")
     as_json = parser.parse_args(arguments).json
     facts = examine()

@@ -23,7 +23,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-LIBRARY = HERE / "_C.so"
+LIBRARY, CUDA_LIBRARY = HERE / "_C.so", HERE / "_cuda.so"
 RECORD = HERE / "_build.json"
 SOURCES = {".h", ".cuh", ".cpp", ".cu", ".txt"}
 
@@ -36,10 +36,27 @@ def status() -> str | None:
         None when the ops of ``_C.so`` are registered; else why they are not and the command that mends it, which is
         also given as one RuntimeWarning.
     """
-    reason = _missing() or _load()
+    reason = _missing() or _load(LIBRARY)
     if reason:
         warnings.warn(f"fusedrnn: no compiled kernels, torch's own run instead: {reason}", RuntimeWarning, stacklevel=2)
     return reason
+
+
+@functools.cache
+def cuda_status() -> str | None:
+    """Loads the CUDA kernels into torch, on the first call.
+
+    Returns:
+        None when they are registered; else why they are not.
+    """
+    import torch
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    if not CUDA_LIBRARY.exists():
+        reason = read_record().get("no_cuda", "they were not compiled")
+        return f"{reason}; with a CUDA toolkit (nvcc) at hand run `{mend()}`"
+    return _load(CUDA_LIBRARY)
 
 
 def mend() -> str:
@@ -139,11 +156,11 @@ def _run_setup() -> None:
         write_record(RECORD, error=f"compiling failed, see {log}; to try again run `{mend()}`")
 
 
-def _load() -> str | None:
+def _load(library: Path) -> str | None:
     import torch
 
     try:
-        torch.ops.load_library(LIBRARY)  # type: ignore[no-untyped-call]
+        torch.ops.load_library(library)  # type: ignore[no-untyped-call]
     except OSError as error:
         cause = str(error).splitlines()[0]
         return f"torch {torch.__version__} does not load them (2.11 or newer is needed): {cause}; run `{mend()}`"

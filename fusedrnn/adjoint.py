@@ -34,14 +34,14 @@ def adjoint(*args: Any) -> States:
 
 
 def _reference(*args: Any) -> States:
-    *tensors, cell, directions = args
+    *tensors, cell, directions, _ = args
     run: Any = reference.scan_backward
     out: States = run(*tensors, CELLS[cell], directions)
     return out
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: States) -> None:
-    *tensors, ctx.cell, ctx.directions = inputs
+    *tensors, ctx.cell, ctx.directions, _ = inputs
     ctx.save_for_backward(*tensors)
 
 
@@ -51,13 +51,13 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
 
     def run(*picked: Tensor) -> States:
         given = dict(zip(wanted, picked, strict=True))
-        return _reference(*(given.get(i, t) for i, t in enumerate(tensors)), ctx.cell, ctx.directions)
+        return _reference(*(given.get(i, t) for i, t in enumerate(tensors)), ctx.cell, ctx.directions, 0)
 
     y = tensors[6]
     with modes.without_autocast(y):
         pull = torch.func.vjp(run, *(tensors[i] for i in wanted))[1]
         found = dict(zip(wanted, pull(grads), strict=True))
-    return *(found.get(i) for i in range(len(tensors))), None, None
+    return *(found.get(i) for i in range(len(tensors))), None, None, None
 
 
 @modes.opaque

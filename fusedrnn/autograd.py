@@ -22,9 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn import functional as F
 
-from . import batching, ops, reference
+from . import batching, ops, products, reference, units
 from .adjoint import adjoint
 from .modes import forward_mode, maps_gradients, opaque, traced, transformed, without_autocast
 from .spec import CELLS, GRU, LSTM, CellSpec
@@ -50,6 +49,7 @@ def layer(
     *,
     recompute: bool = False,
     states: bool = False,
+    route: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """One layer, projections included.
 
@@ -64,12 +64,13 @@ def layer(
         directions: 1 or 2.
         recompute: keep states only for backward, and rebuild the gates there.
         states: return the LSTM's cs in any case.
+        route: how the CUDA kernel shall run it, of `backends.route`; None for the CPU's.
 
     Returns:
         y [T,B,D*H], hn [D,B,H], cs [T,B,D*H] ([0] if nobody wants it), cn [D,B,H]; the last two None but for the LSTM.
     """
-    if recompute or not x.is_cpu or traced() or ops.missing is not None:
-        return _projected(x, h0, c0, weights, lengths, reset, spec, directions, recompute)
+    if route is not None or recompute or not x.is_cpu or traced() or ops.missing is not None:
+        return _projected(x, h0, c0, weights, lengths, reset, spec, directions, recompute, route)
     bias = len(weights) == 4 * directions
     if torch.is_grad_enabled() and any_requires_grad(x, h0, c0, *weights):
         out: Any = LayerEager.apply(x, h0, c0, lengths, reset, spec, bias, *weights)  # type: ignore[no-untyped-call]
@@ -90,12 +91,20 @@ def _projected(
     spec: CellSpec,
     directions: int,
     recompute: bool,
+    route: int | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """`layer` as a projection by torch and `scan`."""
+    H = weights[1].shape[-1]
+    odd = route is not None and H % units.MULTIPLE != 0
+    if odd:
+        weights, h0, c0 = units.padded(weights, h0, c0, spec)
+    route = route or 0
     w_ih, w_hh, b_ih, b_hh = _stacked(weights, directions)
-    gates_x = _apart(F.linear(x, w_ih, b_ih), directions)
+    gates_x = _apart(products.linear(x, w_ih, b_ih, route), directions)
     masks = _per_stream(lengths, reset, directions)
-    y, hn, _, cs, cn = scan(gates_x, h0, c0, w_hh, b_hh, *masks, spec, directions, (x, w_ih, b_ih), recompute)
+    y, hn, _, cs, cn = scan(gates_x, h0, c0, w_hh, b_hh, *masks, spec, directions, (x, w_ih, b_ih), recompute, route)
+    if odd:
+        y, hn, cs, cn = (t if t.dim() == 1 else t[..., :H].contiguous() for t in (y, hn, cs, cn))
     return (y.flatten(2), hn, cs.flatten(2), cn) if spec is LSTM else (y.flatten(2), hn, None, None)
 
 
@@ -111,6 +120,7 @@ def scan(
     directions: int,
     source: Source = (None, None, None),
     recompute: bool = False,
+    route: int = 0,
 ) -> States:
     """The time loop. Shapes and results are those of `reference.scan`, but `gates` may come back empty.
 
@@ -126,6 +136,7 @@ def scan(
         directions: 1 or 2.
         source: (x, w_ih, b_ih) with gates_x = linear(x, w_ih, b_ih): what backward rebuilds the gates from.
         recompute: keep states only for backward, and rebuild the gates from `source`.
+        route: how the CUDA kernel shall run it, of `backends.route`; 0 for the CPU's.
     """
     args = (gates_x, h0, c0, weight_hh, bias_hh, lengths, reset)
     if forward_mode():
@@ -136,16 +147,16 @@ def scan(
     call = (*args, *_RESERVED, spec.code, directions)
     out: States
     if transformed():
-        out = Scan.apply(*call, torch.is_grad_enabled() and not recompute, *kept)  # type: ignore[no-untyped-call]
+        out = Scan.apply(*call, torch.is_grad_enabled() and not recompute, *kept, route)  # type: ignore[no-untyped-call]
         return out
     grad = torch.is_grad_enabled() and any_requires_grad(*args[:5])
     if torch.compiler.is_compiling():
-        out = ops.scan(*call, grad and not recompute, *kept)
+        out = ops.scan(*call, grad and not recompute, *kept, route)
     elif grad:
-        out = ScanEager.apply(*call, not recompute, *kept)  # type: ignore[no-untyped-call]
+        out = ScanEager.apply(*call, not recompute, *kept, route)  # type: ignore[no-untyped-call]
     else:
         with _below_autograd():
-            out = ops.scan(*call, False)
+            out = ops.scan(*call, False, route=route)
     return out
 
 
@@ -177,18 +188,21 @@ def _apart(t: Tensor, directions: int) -> Tensor:
     return t.view(*t.shape[:-1], directions, t.shape[-1] // directions)
 
 
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
 def _rows(t: Tensor) -> Tensor:
     """[T,B,...] to [T*B,...]; by reshape, because is_grads_batched has no rule for flatten."""
     return t.reshape(-1, *t.shape[2:])
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: States) -> None:
-    _, h0, c0, weight_hh, bias_hh, lengths, reset, *_, ctx.cell, ctx.directions, ctx.save, x, weight_ih, bias_ih = (
-        inputs
-    )
+    _, h0, c0, weight_hh, bias_hh, lengths, reset = inputs[:7]
+    ctx.cell, ctx.directions, ctx.save, *source, ctx.route = inputs[12:]
     y, _, gates, cs, _ = output
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(h0, c0, weight_hh, bias_hh, lengths, reset, x, weight_ih, bias_ih, y, gates, cs)
+    ctx.save_for_backward(h0, c0, weight_hh, bias_hh, lengths, reset, *source, y, gates, cs)
 
 
 def _backward(
@@ -209,8 +223,9 @@ def _backward(
             spec,
             ctx.directions,
             need[3:5],
+            ctx.route,
         )
-    return *grads, *[None] * 13
+    return *grads, *[None] * 14
 
 
 def _gradients(
@@ -222,6 +237,7 @@ def _gradients(
     spec: CellSpec,
     directions: int,
     wanted: Sequence[bool],
+    route: int = 0,
 ) -> Gradients:
     """The formula, of torch ops and the adjoint op, all of them differentiable.
 
@@ -234,6 +250,7 @@ def _gradients(
         spec: the cell.
         directions: 1 or 2.
         wanted: whether the gradients of weight_hh and of bias_hh are.
+        route: as in `scan`.
 
     Returns:
         Gradients of gates_x, h0, c0, weight_hh, bias_hh.
@@ -244,20 +261,22 @@ def _gradients(
     if wanted[0] or gates is None:
         rows = _rows(reference.previous(y, h0, lengths, reset, directions)).transpose(0, 1)
     if gates is None:
-        gates_x = _apart(F.linear(*source), weight_hh.shape[0])
-        gates_h = (rows @ weight_hh.mT).transpose(0, 1).reshape(gates_x.shape)
+        x, weight_ih, bias_ih = source
+        gates_x = _apart(products.linear(x, weight_ih, bias_ih, route), weight_hh.shape[0])
+        gates_h = products.matmul(rows, weight_hh.mT, route).transpose(0, 1).reshape(gates_x.shape)
         gates = reference.activate(gates_x, gates_h if bias_hh is None else gates_h + bias_hh, spec)
     # absent outputs come as [0], and so may their gradients
     dgates = dgates if spec.kept else None
     dcs, dcn, cs = (dcs, dcn, cs) if spec is LSTM else (None, None, None)
     dgates_x, dh0, dc0, dq = adjoint(
-        dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, weight_hh, lengths, reset, spec.code, directions
+        dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, weight_hh, lengths, reset, spec.code, directions, route
     )
-    dgates_h = dgates_x
-    if spec is GRU and any(wanted):
-        dgates_h = torch.cat([dgates_x[..., : 2 * y.shape[-1]], dq], -1)
-    dweight_hh = _rows(dgates_h).permute(1, 2, 0) @ rows if wanted[0] else None
-    dbias_hh = dgates_h.sum((0, 1)) if wanted[1] else None
+    # of W_hh h + b_hh; the GRU's n has its own, q. In parts, not joined: that would copy them all
+    parts = (dgates_x[..., : 2 * y.shape[-1]], dq) if spec is GRU else (dgates_x,)
+    dweight_hh = (
+        _joined([products.matmul(_rows(d).permute(1, 2, 0), rows, route) for d in parts]) if wanted[0] else None
+    )
+    dbias_hh = _joined([d.sum((0, 1)) for d in parts]) if wanted[1] else None
     return dgates_x, None if h0 is None else dh0, None if c0 is None else dc0, dweight_hh, dbias_hh
 
 
@@ -287,7 +306,7 @@ class ScanEager(Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
         with _below_autograd():
-            out = ops.scan(*args[:15])
+            out = ops.scan(*args[:15], route=args[18])
         _setup(ctx, args, out)
         return out
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import modes, ops
+from . import gpu_plan, measured, modes, ops, products
 from .errors import BackendUnavailable, UnsupportedProblem
 from .spec import LSTM, Problem, by_mode
 
@@ -60,6 +60,41 @@ def _cpu_why_not(p: Problem) -> Reason:
     if p.dtype not in (torch.float32, torch.float64, torch.bfloat16):
         return f"it computes in float32, float64 and bfloat16, not in {_name(p.dtype)}"
     return "it has no projection (proj_size)" if p.proj_size else None
+
+
+GPU = "cuda"
+"""torch.device.type of what the CUDA kernels run on; tests run them on a stand-in, and say so here."""
+
+REGIMES = ("", "step", "cta", "cluster", "grid")
+"""How a CUDA kernel holds the weights, at the index of its code in the ops' `route`; "": as the planner says."""
+
+
+def route(name: str, dtype: torch.dtype) -> int:
+    """The ops' `route` for the backend called `name`: its regime, and whether float32 may be multiplied as TF32."""
+    code = REGIMES.index(name.partition(":")[2])
+    return code | products.ALLOW_TF32 if dtype == torch.float32 and products.layers_allow_tf32() else code
+
+
+def _cuda_why_not(p: Problem) -> Reason:
+    if p.device != GPU:
+        return f"it runs on NVIDIA GPUs, the input is on {p.device}"
+    if ops.cuda_missing is not None:
+        return ops.cuda_missing
+    if p.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return f"it computes in float16, bfloat16, float32 and float64, not in {_name(p.dtype)}"
+    return "it has no projection (proj_size)" if p.proj_size else None
+
+
+def _cuda_slower(p: Problem) -> Reason:
+    if p.traced or _aten_why_not(p) is not None:
+        return None  # there is nothing faster to hand it to
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    faster = measured.faster(p, name, tf32=products.layers_allow_tf32())
+    if faster is not None:
+        return None if faster == "cuda" else f"measured slower than cuDNN for such sizes on {name}"
+    if gpu_plan.slower_than_cudnn(p):
+        return "by its planner's model slower than cuDNN; `python -m fusedrnn tune` measures it on this GPU"
+    return None
 
 
 def _cpu_slower(p: Problem) -> Reason:
@@ -113,6 +148,7 @@ def _aten_slower(p: Problem) -> Reason:
 
 
 BACKENDS = (
+    Backend("cuda", "fused CUDA kernel", _cuda_why_not, _cuda_slower, lambda: ops.cuda_missing),
     Backend("cpu", "fused C++ kernel", _cpu_why_not, _cpu_slower, lambda: ops.missing),
     Backend("aten", "torch's own op", _aten_why_not, _aten_slower),
     Backend("reference", "loop of PyTorch ops, the specification"),
@@ -120,6 +156,10 @@ BACKENDS = (
 """Every backend, in the order in which "auto" asks them."""
 
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
+_FORCED_REGIMES = tuple(f"cuda:{regime}" for regime in REGIMES[1:])
+
+NAMES = (AUTO, *_BY_NAME, *_FORCED_REGIMES, "cudnn")
+"""What `backend=` may be. "cuda:REGIME" is the CUDA kernel in a regime of its own; "cudnn" torch's own op on a GPU."""
 
 
 @contextmanager
@@ -150,8 +190,8 @@ def override() -> str | None:
 
 def check_name(name: str) -> None:
     """Raises ValueError if there is no backend called `name`."""
-    if name != AUTO and name != "cudnn" and name not in _BY_NAME:
-        raise ValueError(f"Unknown backend {name!r}; expected {AUTO!r}, {', '.join(map(repr, _BY_NAME))} or 'cudnn'")
+    if name not in NAMES:
+        raise ValueError(f"Unknown backend {name!r}; expected one of {', '.join(map(repr, NAMES))}")
 
 
 def choose(name: str, problem: Problem) -> str:
@@ -175,14 +215,16 @@ def _choose(name: str, problem: Problem) -> str:
         return next((backend for backend in able if backend.slower(problem) is None), able[-1]).name
     check_name(name)
     reason = _cudnn_why_not(problem) if name == "cudnn" else None
-    backend = _BY_NAME["aten" if name == "cudnn" else name]
+    backend = _BY_NAME["aten" if name == "cudnn" else name.partition(":")[0]]
     missing = backend.unavailable()
     if missing is not None:
         raise BackendUnavailable(f"backend {name!r}: {missing}")
     reason = reason or backend.why_not(problem)
+    if reason is None and name in _FORCED_REGIMES:
+        reason = gpu_plan.refusal(problem, name.partition(":")[2])
     if reason is not None:
         raise UnsupportedProblem(f"backend {name!r} cannot take this call: {reason}; backend='auto' finds one that can")
-    return backend.name
+    return name if name in _FORCED_REGIMES else backend.name
 
 
 _remembered = lru_cache(maxsize=4096)(_choose)
@@ -231,8 +273,13 @@ class Explanation:
         flags = ("grad", "lengths", "reset", "return_states", "recompute", "traced")
         asks = [name for name in flags if getattr(p, name)]
         head = " ".join([p.cell.mode, *sizes[: 7 if p.proj_size else 6], _name(p.dtype), p.device, *asks])
-        rows = [f"{'>' if v.name == self.chosen else ' '} {v.name:<9}  {v.what:<38}  {v}" for v in self.verdicts]
-        return "\n".join([head, *rows, *([self.refusal] if self.refusal else [])])
+        rows = [
+            f"{'>' if v.name == (self.chosen or '').partition(':')[0] else ' '} {v.name:<9}  {v.what:<38}  {v}"
+            for v in self.verdicts
+        ]
+        plans = (gpu_plan.current(p, self.chosen) or "").splitlines() if (self.chosen or "").startswith("cuda") else []
+        tail = [f"  {line}" for line in plans] + ([self.refusal] if self.refusal else [])
+        return "\n".join([head, *rows, *tail])
 
 
 def explain(

@@ -29,7 +29,7 @@ def scan_rule(call: Callable[..., States]) -> Rule:
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[States, Dims]:
         # what an outer level's formula would rebuild the gates from is not folded along: keep the gates there
         save, x = args[14:16]
-        return folded(info, in_dims, *args[:14], save or x is not None, None, None, None)
+        return folded(info, in_dims, *args[:14], save or x is not None, None, None, None, *args[18:])
 
     return rule
 

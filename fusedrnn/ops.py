@@ -14,21 +14,26 @@ from .spec import CELLS, GRU, LSTM
 SCHEMAS = (
     "scan(Tensor gates_x, Tensor? h0, Tensor? c0, Tensor weight_hh, Tensor? bias_hh, Tensor? lengths, Tensor? reset,"
     " Tensor? reset_h, Tensor? reset_c, Tensor? offsets, Tensor? mask_key, float[] rates, int cell, int directions,"
-    " bool save, Tensor? x=None, Tensor? weight_ih=None, Tensor? bias_ih=None)"
+    " bool save, Tensor? x=None, Tensor? weight_ih=None, Tensor? bias_ih=None, int route=0)"
     " -> (Tensor y, Tensor hn, Tensor gates, Tensor cs, Tensor cn)",
     "scan_backward(Tensor? dy, Tensor? dhn, Tensor? dgates, Tensor? dcs, Tensor? dcn, Tensor gates, Tensor y,"
-    " Tensor? h0, Tensor? cs, Tensor? c0, Tensor weight_hh, Tensor? lengths, Tensor? reset, int cell, int directions)"
+    " Tensor? h0, Tensor? cs, Tensor? c0, Tensor weight_hh, Tensor? lengths, Tensor? reset, int cell, int directions,"
+    " int route=0)"
     " -> (Tensor dgates_x, Tensor dh0, Tensor dc0, Tensor dq)",
     "layer(Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, int cell, bool bias,"
     " bool save, bool states) -> (Tensor y, Tensor hn, Tensor cs, Tensor cn, Tensor kept)",
     "layer_backward(Tensor? dy, Tensor? dhn, Tensor? dcs, Tensor? dcn, Tensor x, Tensor? h0, Tensor? c0,"
     " Tensor[] weights, Tensor y, Tensor cs, Tensor kept, Tensor? lengths, Tensor? reset, int cell, bool bias,"
     " int wanted) -> Tensor[]",
+    "product(Tensor a, Tensor b, bool tf32) -> Tensor",
 )
 """What csrc/ops.cpp registers under "fusedrnn", word for word."""
 
 missing = _build.status()
 """Why there is no compiled code, with the command that mends it; None if there is."""
+
+cuda_missing = missing or _build.cuda_status()
+"""Why there are no CUDA kernels; None if there are."""
 
 if missing is not None:
     _library = torch.library.Library("fusedrnn", "DEF")  # type: ignore[no-untyped-call]
@@ -39,6 +44,7 @@ scan = torch.ops.fusedrnn.scan.default
 scan_backward = torch.ops.fusedrnn.scan_backward.default
 layer = torch.ops.fusedrnn.layer.default
 layer_backward = torch.ops.fusedrnn.layer_backward.default
+product = torch.ops.fusedrnn.product.default
 
 WANT_X, WANT_STATES, WANT_WEIGHTS = 1, 2, 4
 """Bits of layer_backward's `wanted`."""
@@ -66,6 +72,7 @@ def _scan_fake(
     x: Tensor | None = None,
     weight_ih: Tensor | None = None,
     bias_ih: Tensor | None = None,
+    route: int = 0,
 ) -> tuple[Tensor, ...]:
     T, B, S, _ = gates_x.shape
     H, spec = weight_hh.shape[-1], CELLS[cell]
@@ -96,6 +103,7 @@ def _scan_backward_fake(
     reset: Tensor | None,
     cell: int,
     directions: int,
+    route: int = 0,
 ) -> tuple[Tensor, ...]:
     T, B, S, H = y.shape
     spec = CELLS[cell]
@@ -160,10 +168,15 @@ def _layer_backward_fake(
     ]
 
 
+def _product_fake(a: Tensor, b: Tensor, tf32: bool) -> Tensor:
+    return a.new_empty(a.shape[0], b.shape[1])
+
+
 for _name, _fake in (
     ("scan", _scan_fake),
     ("scan_backward", _scan_backward_fake),
     ("layer", _layer_fake),
     ("layer_backward", _layer_backward_fake),
+    ("product", _product_fake),
 ):
     torch.library.register_fake(f"fusedrnn::{_name}", _fake)

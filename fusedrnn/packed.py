@@ -10,7 +10,7 @@ import torch
 from torch import _VF, Tensor
 from torch.nn import functional as F
 
-from . import autograd, backends, functional, modes
+from . import autograd, backends, cudnn, functional, modes
 from .spec import LSTM, CellSpec, Problem
 
 States = tuple[Tensor, ...]
@@ -127,6 +127,8 @@ def _by_torch(
     start = hx or [data.new_zeros(*edge, size) for size in sizes]
     data, *rest = (t.to(problem.dtype) for t in (data, *start, *weights))
     start, weights = rest[: len(sizes)], rest[len(sizes) :]
+    if data.is_cuda and not problem.traced:
+        weights = cudnn.one_chunk(weights, problem)
     with modes.without_autocast(data):
         y, *last = getattr(_VF, cell.name)(
             data,

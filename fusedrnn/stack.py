@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import _VF, Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from . import autograd, backends, modes, reference
+from . import autograd, backends, cudnn, modes, reference
 from .spec import CELLS, LSTM, CellSpec, Problem
 
 States = tuple[Tensor, ...]
@@ -102,6 +103,8 @@ def recurrent(
         with modes.without_autocast(input):
             return _stock(problem, input, hx, weights, training)
     run: Callable[..., Any] = autograd.layer if chosen == "cpu" else _reference_layer
+    if chosen.startswith("cuda"):
+        run = partial(autograd.layer, route=backends.route(chosen, input.dtype))
     each, x, last, states = len(weights) // num_layers, input, [], []
     for k in range(num_layers):
         h0, c0 = _initial(problem, hx, k)
@@ -141,6 +144,8 @@ def _stock(
         rows = (problem.L * problem.D, problem.B)
         zeros = input.new_zeros(*rows, problem.H)
         hx = [input.new_zeros(*rows, problem.proj_size) if problem.proj_size else zeros, zeros]
+    if input.is_cuda and not problem.traced:
+        weights = cudnn.one_chunk(weights, problem)
     y, *last = _TORCH_OPS[cell.name](
         input,
         hx if cell is LSTM else hx[0],

@@ -34,25 +34,53 @@ def fresh_choices() -> Iterator[None]:
 
 
 @needs_kernel
+@pytest.mark.usefixtures("fresh_choices")
 @pytest.mark.parametrize(
     ("changes", "chosen", "reasons"),
     [
-        ({}, "cpu", (None, None, None)),
-        ({"dtype": torch.float64, "lengths": True}, "cpu", (None, "has no lengths", None)),
-        ({"dtype": torch.bfloat16, "reset": True, "recompute": True}, "cpu", (None, "has no reset, recompute", None)),
-        ({"return_states": True}, "cpu", (None, "has no return_states", None)),
-        ({"dtype": torch.float16}, "aten", ("not in float16", None, None)),
-        ({"dtype": torch.float16, "reset": True}, "reference", ("not in float16", "has no reset", None)),
-        ({"cell": LSTM, "proj_size": 2}, "aten", ("no projection", None, None)),
-        ({"cell": LSTM, "proj_size": 2, "lengths": True}, "reference", ("no projection", "has no lengths", None)),
-        ({"cell": LSTM, "proj_size": 2, "traced": True}, "reference", ("no projection", None, None)),
-        ({"device": "cuda"}, "aten", ("the input is on cuda", None, None)),
-        ({"device": "meta", "lengths": True}, "reference", ("the input is on meta", "has no lengths", None)),
-        ({"traced": True}, "cpu", (None, None, None)),
+        ({}, "cpu", ("on NVIDIA GPUs, the input is on cpu", None, None, None)),
+        (
+            {"dtype": torch.float64, "lengths": True},
+            "cpu",
+            ("on NVIDIA GPUs, the input is on cpu", None, "has no lengths", None),
+        ),
+        (
+            {"dtype": torch.bfloat16, "reset": True, "recompute": True},
+            "cpu",
+            ("on NVIDIA GPUs, the input is on cpu", None, "has no reset, recompute", None),
+        ),
+        ({"return_states": True}, "cpu", ("on NVIDIA GPUs, the input is on cpu", None, "has no return_states", None)),
+        ({"dtype": torch.float16}, "aten", ("on NVIDIA GPUs, the input is on cpu", "not in float16", None, None)),
+        (
+            {"dtype": torch.float16, "reset": True},
+            "reference",
+            ("on NVIDIA GPUs, the input is on cpu", "not in float16", "has no reset", None),
+        ),
+        ({"cell": LSTM, "proj_size": 2}, "aten", ("on NVIDIA GPUs, the input is on cpu", "no projection", None, None)),
+        (
+            {"cell": LSTM, "proj_size": 2, "lengths": True},
+            "reference",
+            ("on NVIDIA GPUs, the input is on cpu", "no projection", "has no lengths", None),
+        ),
+        (
+            {"cell": LSTM, "proj_size": 2, "traced": True},
+            "reference",
+            ("on NVIDIA GPUs, the input is on cpu", "no projection", None, None),
+        ),
+        ({"device": "cuda"}, "aten", ("CUDA", "the input is on cuda", None, None)),
+        (
+            {"device": "meta", "lengths": True},
+            "reference",
+            ("the input is on meta", "the input is on meta", "has no lengths", None),
+        ),
+        ({"traced": True}, "cpu", ("on NVIDIA GPUs, the input is on cpu", None, None, None)),
     ],
     ids=label,
 )
-def test_auto_takes_the_first_that_can(changes: dict[str, Any], chosen: str, reasons: tuple[str | None, ...]) -> None:
+def test_auto_takes_the_first_that_can(
+    changes: dict[str, Any], chosen: str, reasons: tuple[str | None, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "cuda_missing", "this torch has no CUDA")
     problem = PLAIN._replace(**changes)
     assert backends.choose("auto", problem) == chosen
     for backend, expected in zip(backends.BACKENDS, reasons, strict=True):
@@ -62,8 +90,10 @@ def test_auto_takes_the_first_that_can(changes: dict[str, Any], chosen: str, rea
         if expected is None:
             assert backends.choose(backend.name, problem) == backend.name
         else:
-            text = f"backend '{backend.name}' cannot take this call: .*{expected}"
-            with pytest.raises(UnsupportedProblem, match=text):
+            # what this machine has none of is not there, whatever the call
+            missing = backend.name == "cuda"
+            text = "backend 'cuda': " if missing else f"backend '{backend.name}' cannot take this call: .*{expected}"
+            with pytest.raises(BackendUnavailable if missing else UnsupportedProblem, match=text):
                 backends.choose(backend.name, problem)
 
 
@@ -140,13 +170,13 @@ def test_reserved_arguments_are_refused_by_name(name: str) -> None:
 
 
 def test_unknown_names() -> None:
-    text = "Unknown backend 'cuda0'; expected 'auto', 'cpu', 'aten', 'reference' or 'cudnn'"
+    text = "Unknown backend 'cuda0'; expected one of 'auto', 'cuda', 'cpu', 'aten', 'reference', 'cuda:step', "
     for call in (lambda: backends.check_name("cuda0"), lambda: backends.choose("cuda0", PLAIN)):
         with pytest.raises(ValueError, match=text):
             call()
     with pytest.raises(ValueError, match="Unknown backend 'x'"), backends.use_backend("x"):
         pass
-    for name in ("auto", "cpu", "aten", "reference", "cudnn"):
+    for name in ("auto", "cuda", "cpu", "aten", "reference", "cuda:step", "cuda:cta", "cudnn"):
         backends.check_name(name)
 
 
@@ -197,6 +227,7 @@ def test_explain() -> None:
     assert (told.asked, told.chosen, told.refusal) == ("auto", "reference", None)
     assert str(told) == (
         "LSTM T=6 B=3 I=5 H=4 L=2 D=1 proj_size=2 float32 cpu grad lengths\n"
+        "  cuda       fused CUDA kernel                       no: it runs on NVIDIA GPUs, the input is on cpu\n"
         "  cpu        fused C++ kernel                        no: it has no projection (proj_size)\n"
         "  aten       torch's own op                          no: torch's own op has no lengths\n"
         "> reference  loop of PyTorch ops, the specification  yes"

@@ -56,7 +56,7 @@ def test_the_sweep_holds_shapes_and_options_without_a_target():
         own = [case for case in grid if case.cell == cell]
         assert {case.H for case in own if case.T == case.B == 1} == {8, 64, 128, 256, 512, 1024}
         assert {case.B for case in own} >= {1, 4, 32, 256}
-        assert {case.dtype for case in own} == set(cases.DTYPES)
+        assert {case.dtype for case in own} == {"fp32", "fp64", "bf16"}
         for option in ("L2", "bidirectional", "batch-first", "no-bias", "ragged", "packed"):
             assert any(option in case.name.split() for case in own), option
     assert any("proj64" in case.name for case in grid)

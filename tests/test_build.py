@@ -217,7 +217,7 @@ def test_changed_sources_are_reported(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_library_that_torch_cannot_load_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_build, "LIBRARY", tmp_path / "_C.so")
     (tmp_path / "_C.so").write_bytes(b"not a library")
-    reason = _build._load()
+    reason = _build._load(_build.LIBRARY)
     assert reason is not None
     assert f"torch {torch.__version__} does not load them" in reason
     assert _build.mend() in reason

@@ -1,6 +1,6 @@
 // The ops `layer` and `layer_backward`: a whole layer of one or two directions, projections and weight gradients inside
 // the kernel.
-#include "cpu/check.h"
+#include "check.h"
 #include "cpu/kernel.h"
 #include "cpu/ops.h"
 #include "cpu/team.h"

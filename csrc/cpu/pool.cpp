@@ -8,6 +8,8 @@
 #include <mutex>
 #include <new>
 
+#include "poison.h"
+
 namespace fusedrnn::cpu {
 namespace {
 constexpr size_t kMostHeldBytes = size_t(256) << 20, kPageBytes = 4096, kHugePageBytes = size_t(2) << 20;
@@ -22,11 +24,6 @@ Pool& pool() {
   return *pool;
 }
 }  // namespace
-
-bool poisoned() {
-  static const bool asked = std::getenv("FUSEDRNN_POISON") != nullptr;
-  return asked;
-}
 
 Block take_block(size_t bytes) {
   Pool& p = pool();

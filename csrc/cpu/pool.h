@@ -10,8 +10,6 @@ struct Block {
 Block take_block(
     size_t bytes);  // at least that much, on a cache line (from 1 MiB on, on huge pages where the system gives them)
 void give_block(Block block);  // what exceeds kMostHeldBytes goes back to the system
-bool poisoned();               // FUSEDRNN_POISON, for tests: fresh memory of the pool and of outputs is filled with NaN
-constexpr int kPoison = 0xff;  // in every byte: a NaN in every format
 
 class Workspace {
  public:

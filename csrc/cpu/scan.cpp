@@ -1,5 +1,5 @@
 // The ops `scan` and `scan_backward`: the recurrence from given projections, and its adjoint down to the gates.
-#include "cpu/check.h"
+#include "check.h"
 #include "cpu/kernel.h"
 #include "cpu/ops.h"
 #include "cpu/team.h"
@@ -22,11 +22,6 @@ std::vector<Weights<const T>> recurrent_weights(const Tensor& w, const OptionalT
                        bias ? data<const T>(*bias) + s * w.size(1) : nullptr});
   return streams;
 }
-
-void refuse(const char* name, bool given) {
-  STD_TORCH_CHECK(!given, "fusedrnn: scan: ", name,
-                  " is reserved and not taken by the CPU kernel yet; pass None (an empty list for rates)");
-}
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
@@ -34,34 +29,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
     const OptionalTensor& bias_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
     const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& offsets,
     const OptionalTensor& mask_key, const std::vector<double>& rates, int64_t cell, int64_t directions, bool save,
-    const OptionalTensor&, const OptionalTensor&, const OptionalTensor&) {
-  refuse("reset_h", reset_h.has_value());
-  refuse("reset_c", reset_c.has_value());
-  refuse("offsets", offsets.has_value());
-  refuse("mask_key", mask_key.has_value());
-  refuse("rates", !rates.empty());
-  check_cell(cell, directions);
-  STD_TORCH_CHECK(gates_x.dim() == 4 && weight_hh.dim() == 3,
-                  "fusedrnn: expected gates_x [T, B, S, G*H] and weight_hh [S, G*H, H], got ", shape_text(gates_x),
-                  " and ", shape_text(weight_hh));
-  const int64_t T = gates_x.size(0), B = gates_x.size(1), S = gates_x.size(2), H = weight_hh.size(2),
-                G = cell_gates(int(cell));
+    const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t route) {
+  check_reserved(reset_h, reset_c, offsets, mask_key, rates);
+  check_route(route);
+  check_type(gates_x.scalar_type());
+  const Sizes n = check_scan(gates_x, h0, c0, weight_hh, bias_hh, cell, directions);
+  const int64_t T = n.T, B = n.B, S = n.S, H = n.H, G = n.G, Z = n.Z;
   const ScalarType type = gates_x.scalar_type(), compute = compute_type(type);
   const bool lstm = cell == kLstm;
-  check_type(type);
-  STD_TORCH_CHECK(S % directions == 0, "fusedrnn: expected a multiple of ", directions, " streams, got ", S);
-  STD_TORCH_CHECK(T > 0, "fusedrnn: gates_x: expected at least one step");
-  STD_TORCH_CHECK(S > 0 && H > 0, "fusedrnn: expected at least one stream and one hidden unit, got ", S, " and ", H);
-  check_shape("gates_x", gates_x, {T, B, S, G * H});
-  check_like("weight_hh", weight_hh, {S, G * H, H}, type);
-  check_like("bias_hh", bias_hh, {S, G * H}, type);
-  check_like("h0", h0, {S, B, H}, type);
-  check_like("c0", c0, {S, B, H}, type);
-  STD_TORCH_CHECK(lstm || !c0, "fusedrnn: c0 is for the LSTM only");
 
   Tensor y = empty({T, B, S, H}, compute), hn = empty({S, B, H}, compute);
-  Tensor gates =
-      save && cell_kept(int(cell)) ? empty({T, B, S, cell_kept(int(cell)) * H}, compute) : empty({0}, compute);
+  Tensor gates = save && Z ? empty({T, B, S, Z * H}, compute) : empty({0}, compute);
   Tensor cs = lstm ? empty({T, B, S, H}, compute) : empty({0}, compute),
          cn = lstm ? empty({S, B, H}, compute) : empty({0}, compute);
   const Tensor projections = rows_of(gates_x, compute), w = dense(weight_hh, compute);
@@ -91,30 +69,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
     const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dgates, const OptionalTensor& dcs,
     const OptionalTensor& dcn, const Tensor& gates, const Tensor& y, const OptionalTensor& h0, const OptionalTensor& cs,
     const OptionalTensor& c0, const Tensor& weight_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
-    int64_t cell, int64_t directions) {
-  check_cell(cell, directions);
-  STD_TORCH_CHECK(y.dim() == 4, "fusedrnn: expected y [T, B, S, H], got ", shape_text(y));
-  const int64_t T = y.size(0), B = y.size(1), S = y.size(2), H = y.size(3), G = cell_gates(int(cell)),
-                Z = cell_kept(int(cell));
+    int64_t cell, int64_t directions, int64_t route) {
+  check_route(route);
+  check_type(y.scalar_type());
+  const Sizes n = check_scan_backward(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, weight_hh, cell, directions);
+  const int64_t T = n.T, B = n.B, S = n.S, H = n.H, G = n.G, Z = n.Z;
   const ScalarType type = y.scalar_type(), compute = compute_type(type);
   const bool lstm = cell == kLstm, gru = cell == kGru;
-  check_type(type);
-  STD_TORCH_CHECK(T > 0, "fusedrnn: y: expected at least one step");
-  STD_TORCH_CHECK(S > 0 && H > 0, "fusedrnn: expected at least one stream and one hidden unit, got ", S, " and ", H);
-  STD_TORCH_CHECK(S % directions == 0, "fusedrnn: expected a multiple of ", directions, " streams, got ", S);
-  check_like("weight_hh", weight_hh, {S, G * H, H}, type);
-  if (Z) check_like("gates", gates, {T, B, S, Z * H}, type);
-  check_gradient("dy", dy, {T, B, S, H}, type);
-  check_gradient("dhn", dhn, {S, B, H}, type);
-  check_gradient("dcn", dcn, {S, B, H}, type);
-  if (Z) check_gradient("dgates", dgates, {T, B, S, Z * H}, type);
-  check_gradient("dcs", dcs, {T, B, S, H}, type);
-  check_like("h0", h0, {S, B, H}, type);
-  if (lstm) {
-    STD_TORCH_CHECK(cs.has_value(), "fusedrnn: the LSTM's adjoint needs cs");
-    check_like("cs", cs, {T, B, S, H}, type);
-    check_like("c0", c0, {S, B, H}, type);
-  }
 
   Tensor dgates_x = empty({T, B, S, G * H}, compute), dh0 = empty({S, B, H}, compute);
   Tensor dc0 = lstm ? empty({S, B, H}, compute) : empty({0}, compute),

@@ -13,7 +13,6 @@ enum class Pass : int { forward, backward };
 enum class Precision : int { bf16, fp16, tf32, fp32, fp64 };
 enum class Regime : int { automatic, step, cta, cluster, grid };
 
-constexpr int kGatesOf[] = {3, 4, 1, 1}, kKeptOf[] = {4, 4, 0, 0};  // by CellKind
 constexpr bool has_c(int cell) { return cell == kLstm; }
 constexpr int element_bytes(Precision p) {
   return p == Precision::bf16 || p == Precision::fp16 ? 2 : p == Precision::fp64 ? 8 : 4;

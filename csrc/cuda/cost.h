@@ -80,9 +80,10 @@ inline double step_cycles(const Instance& i, const Device& device) {
   }
 
   const double accurate = bytes > 2 ? kAccurateCycles : 0, finishers = std::min(2, i.k_split) * i.units / 16 * tiles;
-  const double stores =
+  const double stores =  // st.async, of a finishing warp
       i.exchange == Exchange::cluster ? 2 * cluster * (i.pass == Pass::backward ? kGatesOf[i.cell] : 1) : 0;
-  const double instructions = products + (fp32(i) ? kSplitInstructions * f.weight_tiles() : 0) +
+  const double instructions = products + (scatter ? warps * f.m_tiles * tiles : 0) +
+                              (fp32(i) ? kSplitInstructions * f.weight_tiles() : 0) +
                               finishers * (kCellInstructions[i.cell] + accurate + stores) + warps * kWarpInstructions;
   const double latency = std::max({tensor, dependent, shared}) + kWakeUpCycles + kSharedLatency + kTransposeCycles +
                          partial_sums + kCellCycles[i.cell] + accurate + exchange + received / bytes_per_cycle;
@@ -118,6 +119,8 @@ inline double call_us(const Request& r, const Instance& i, const Device& device,
 
 // The time-step kernel: a launch a step, weights from L2 each time.
 constexpr double kStepTensorShare = 0.25, kStepPlainShare = 0.3;  // of the peak rate. Estimates
+constexpr double kShareOfL2 = 0.8;    // that weights may fill and still be there at the next step
+constexpr double kStepCycles = 1500;  // where the rows lie, sums of the warps, the cell's own loads: one after another
 constexpr double kStepLoadCycles = 300;  // a warp's block of k until the next one has come from L2
 constexpr int kStepRows = 32, kStepLeastRows = 8, kStepWarps = 8, kStepCtas = 128;  // as in step.cu
 
@@ -145,8 +148,8 @@ inline double step_call_us(const Request& r, const Device& device) {
   const double loads = k * bytes / 64 / (plain ? 1 : kStepWarps) * kStepLoadCycles;
   const double l2 =
       (row_tiles * weight_bytes(r) + unit_tiles * double(p.B) * k * bytes) / (kGridBytesPerCycle * device.sms);
-  const bool in_l2 = weight_bytes(r) <= 0.8 * device.l2_bytes;
+  const bool in_l2 = weight_bytes(r) <= kShareOfL2 * device.l2_bytes;
   const double memory = memory_us(tensor_bytes(r) + (in_l2 ? 0 : weight_bytes(r)), device);
-  return double(p.T) * (kLaunchUs + std::max(us(std::max({product, loads, l2}), device), memory));
+  return double(p.T) * (kLaunchUs + std::max(us(kStepCycles + std::max({product, loads, l2}), device), memory));
 }
 }  // namespace fusedrnn::cuda::cost

@@ -10,7 +10,7 @@ template <Instance I>
 struct GridExchange {
   using L = Layout<I>;
   using Element = typename L::Element;
-  static constexpr int kChunk = L::kKTiles / 2;
+  static constexpr int kChunk = grid_chunk(I);
   static constexpr int kGateBlocks = I.H / L::kBlock;
   const char *init, *out, *out_q;  // of the stream
 

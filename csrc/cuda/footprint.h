@@ -27,6 +27,15 @@ constexpr Footprint footprint(const Instance& i) {
   return {k, k_tiles, m_sums, 1, warps, least(i.k_registers, k_tiles) * m_sums};
 }
 
+// Grid: blocks of two k-tiles that a warp polls at once, all in registers; a divisor of what it has. More are one trip
+// through L2 less; with several chains one's trip hides the others'.
+constexpr int grid_chunk(const Instance& i) {
+  const int blocks = footprint(i).k_tiles / 2;
+  int chunk = i.chains > 1 || blocks > 16 ? 12 : 16;
+  while (blocks % chunk) chunk--;
+  return chunk;
+}
+
 constexpr int footprint_smem_bytes(const Instance& i) {
   const Footprint f = footprint(i);
   const int tiles = i.rows / 8, vector = 2 * i.chains * f.k * i.rows * element_bytes(i.precision);

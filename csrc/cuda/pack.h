@@ -41,7 +41,7 @@ pack_weights(const char* given, char* packed, int H) {
   using Word = typename L::Word;
   constexpr bool kScatter = I.exchange == Exchange::scatter;
   constexpr int kM = kScatter ? L::kProduct.m_tiles : L::kM, kTiles = L::kKTiles * kM;
-  constexpr int kBlocks = packed_blocks(I);  // of a stream
+  constexpr int kBlocks = L::kPackedBlocks;
   const int stream = block_id() / kBlocks, i = block_id() % kBlocks * kPackThreads + thread_id();
   const int lane = i & 31, tile = (i >> 5) % kTiles, warp = (i >> 5) / kTiles % L::kWarps;
   const int rank = (i >> 5) / (kTiles * L::kWarps);

@@ -18,18 +18,6 @@ constexpr const char* kCellNames[] = {"gru", "lstm", "rnn_tanh", "rnn_relu"};
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 std::string text(int64_t value) { return std::to_string(value); }
 
-// Why a kernel cannot take a request. Of many kernels' reasons the one is told that came furthest through the checks,
-// and of those the one that asks for least.
-struct Refusal {
-  int checks_passed = -1;
-  int64_t asks_for = 0;
-  std::string reason;
-
-  bool closer_than(const Refusal& other) const {
-    return checks_passed != other.checks_passed ? checks_passed > other.checks_passed : asks_for < other.asks_for;
-  }
-};
-
 int64_t max_clusters(const Device& device, int size) { return device.max_clusters[std::bit_width(unsigned(size)) - 1]; }
 
 // Teams of an instance that the device runs at once, at one CTA an SM.
@@ -37,8 +25,6 @@ int64_t resident_teams(const Instance& i, const Device& device) {
   if (i.cluster > 1) return max_clusters(device, i.cluster) * i.cluster / i.team();
   return device.sms / i.team();
 }
-
-bool needs_masks(const Request& r, const Instance& i) { return r.masked || r.problem.H != i.H; }
 
 // Why the device has none of a regime, whatever the instance.
 std::string device_lacks(Regime regime, const Device& device) {
@@ -53,37 +39,73 @@ std::string device_lacks(Regime regime, const Device& device) {
   return "";
 }
 
-// Empty reason: it takes the request.
-Refusal refusal(const Request& r, const Instance& i, const Device& device) {
-  const Regime regime = regime_of(i.exchange);
-  const int64_t H = r.problem.H;
-  if (i.cell != r.problem.cell || i.precision != r.precision || i.pass != r.pass)
-    return {0, 0,
-            std::string("there is no kernel for ") + kCellNames[r.problem.cell] + ", " +
-                kPrecisionNames[int(r.precision)] + ", " + kPassNames[int(r.pass)]};
-  if (H > i.H) {
-    const char* place = regime == Regime::cta ? "one SM" : regime == Regime::cluster ? "a cluster" : "the SMs together";
-    return {1, -i.H, "W_hh of H = " + text(H) + " does not fit " + place + ", expected H <= " + text(i.H)};
-  }
-  if (needs_masks(r, i) && (!i.masked || i.exchange == Exchange::split))
-    return {2, i.H,
-            "the kernel of H = " + text(i.H) + " takes no lengths, resets, packed rows or smaller H, got " +
-                (r.masked ? "some of them" : "H = " + text(H))};
-  if (i.cluster > 1 && device.major < 9) return {3, i.cluster, device_lacks(Regime::cluster, device)};
-  if (regime == Regime::grid && !device.cooperative) return {3, i.team(), device_lacks(regime, device)};
-  if (smem_bytes(i) > device.smem_bytes)
-    return {4, smem_bytes(i),
-            text(smem_bytes(i)) + " bytes of shared memory needed, " + text(device.smem_bytes) + " are there"};
-  if (i.cluster > 1 && max_clusters(device, i.cluster) < 1)
-    return {5, i.cluster, "clusters of " + text(i.cluster) + " CTAs needed, the device runs none of that size"};
-  if (resident_teams(i, device) < 1)
-    return {5, i.team(),
-            text(i.team()) + " CTAs needed, " +
-                (i.cluster > 1 ? text(max_clusters(device, i.cluster) * i.cluster) + " in clusters of " +
-                                     text(i.cluster) + " are resident at once"
-                               : text(device.sms) + " SMs")};
-  return {};
+// What a kernel has to pass to take a request, in the order of the checks.
+enum class Check : int { kind, size, masks, device, smem, clusters, team, passed };
+
+Check first_failed(const Request& r, const Instance& i, const Device& device) {
+  if (i.cell != r.problem.cell || i.precision != r.precision || i.pass != r.pass) return Check::kind;
+  if (r.problem.H > i.H) return Check::size;
+  // The split grid waits for every row at every step.
+  if ((r.masked || r.problem.H != i.H) && (!i.masked || i.exchange == Exchange::split)) return Check::masks;
+  if (i.cluster > 1 && device.major < 9) return Check::device;
+  if (regime_of(i.exchange) == Regime::grid && !device.cooperative) return Check::device;
+  if (smem_bytes(i) > device.smem_bytes) return Check::smem;
+  if (i.cluster > 1 && max_clusters(device, i.cluster) < 1) return Check::clusters;
+  return resident_teams(i, device) < 1 ? Check::team : Check::passed;
 }
+
+std::string reason(Check failed, const Request& r, const Instance& i, const Device& device) {
+  const Regime regime = regime_of(i.exchange);
+  const std::string H = text(r.problem.H), least = text(i.H);
+  switch (failed) {
+    case Check::kind:
+      return std::string("there is no kernel for ") + kCellNames[r.problem.cell] + ", " +
+             kPrecisionNames[int(r.precision)] + ", " + kPassNames[int(r.pass)];
+    case Check::size: {
+      const char* place = regime == Regime::cta       ? "one SM"
+                          : regime == Regime::cluster ? "a cluster"
+                                                      : "the SMs together";
+      return "W_hh of H = " + H + " does not fit " + place + ", expected H <= " + least;
+    }
+    case Check::masks:
+      return "the kernel of H = " + least + " takes no lengths, resets, packed rows or smaller H, got " +
+             (r.masked ? "some of them" : "H = " + H);
+    case Check::device:
+      return device_lacks(i.cluster > 1 && device.major < 9 ? Regime::cluster : regime, device);
+    case Check::smem:
+      return text(smem_bytes(i)) + " bytes of shared memory needed, " + text(device.smem_bytes) + " are there";
+    case Check::clusters:
+      return "clusters of " + text(i.cluster) + " CTAs needed, the device runs none of that size";
+    default:
+      return text(i.team()) + " CTAs needed, " +
+             (i.cluster > 1 ? text(max_clusters(device, i.cluster) * i.cluster) + " in clusters of " + text(i.cluster)
+                            : text(device.sms) + " SMs") +
+             " are there";
+  }
+}
+
+// Of many refusals the one is told that came furthest, and of those the one that asks for least.
+struct Refusal {
+  Check failed;
+  const Instance* instance = nullptr;
+
+  int64_t asks_for() const {
+    switch (failed) {
+      case Check::size:
+        return -instance->H;
+      case Check::masks:
+        return instance->H;
+      case Check::smem:
+        return smem_bytes(*instance);
+      default:
+        return instance->team();
+    }
+  }
+  bool closer_than(const Refusal& other) const {
+    if (!other.instance || failed != other.failed) return !other.instance || failed > other.failed;
+    return asks_for() < other.asks_for();
+  }
+};
 
 Plan planned(const Request& r, const Instance& i, int index, const Device& device) {
   const Problem& p = r.problem;
@@ -129,20 +151,21 @@ Plan plan(const Request& request, const Device& device, const Instance* instance
     best.us_per_step = std::numeric_limits<double>::infinity();
     if (const std::string lacks = device_lacks(wish, device); !lacks.empty()) refuse(lacks);
   }
-  Refusal closest;
+  Refusal closest{Check::kind};
   for (size_t n = 0; n < count; n++) {
     const Instance& i = instances[n];
     if (!any && regime_of(i.exchange) != wish) continue;
-    const Refusal refused = refusal(request, i, device);
-    if (!refused.reason.empty()) {
-      if (refused.closer_than(closest)) closest = refused;
+    const Refusal refused{first_failed(request, i, device), &i};
+    if (refused.failed != Check::passed) {
+      if (!any && refused.closer_than(closest)) closest = refused;
       continue;
     }
     const Plan candidate = planned(request, i, int(n), device);
     if (candidate.us_per_step < best.us_per_step) best = candidate;
   }
   if (best.regime == Regime::step && !any)
-    refuse(closest.reason.empty() ? "this build has no kernel of that regime" : closest.reason);
+    refuse(closest.instance ? reason(closest.failed, request, *closest.instance, device)
+                            : "this build has no kernel of that regime");
   return best;
 }
 }  // namespace fusedrnn::cuda

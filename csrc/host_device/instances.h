@@ -21,7 +21,7 @@ constexpr Shape kShapes[] = {
     {kForward, Exchange::cluster, true, 64, 32, 8, 2, 2, 99, 2, -1},
     {kForward, Exchange::grid, true, 64, 16, 8, 1, 2, 1, 1, -1},
     {kForward, Exchange::grid, false, 128, 32, 8, 2, 4, 99, 1, kLstm},
-    {kForward, Exchange::split, false, 64, 16, 8, 1, 2, 99, 2, -1},
+    {kForward, Exchange::split, false, 64, 16, 8, 2, 2, 99, 2, -1},
     {kBackward, Exchange::cta, true, 32, 32, 8, 1, 1, 2, 1, -1},
     {kBackward, Exchange::cta, false, 64, 64, 16, 2, 2, 99, 1, kGru},
     {kBackward, Exchange::cluster, true, 64, 32, 8, 1, 2, 99, 2, kGru},

@@ -1,0 +1,215 @@
+// The CUDA kernels of the ops in csrc/ops.cpp, on torch's stable ABI: checks, output tensors, plan, launch. Compiled by
+// g++. With FUSEDRNN_HOST_DEVICE it registers the same ops as "fusedrnn_host" for CPU tensors, over the kernels that
+// csrc/host_device runs on the CPU: what the tests call.
+#include <algorithm>
+#include <stdexcept>
+
+#include "check.h"
+#include "cuda/matmul.h"
+#include "cuda/torch_device.h"
+#include "schemas.h"
+
+namespace fusedrnn::cuda {
+namespace {
+// The argument `route` of the ops: the regime in the lower bits (0: as planned), and whether TF32 products are allowed.
+constexpr int64_t kRegimeBits = 7, kAllowTf32 = 8;
+
+void check_type(ScalarType type) {
+  STD_TORCH_CHECK(type == ScalarType::Half || type == ScalarType::BFloat16 || type == ScalarType::Float ||
+                      type == ScalarType::Double,
+                  "fusedrnn: the CUDA kernels take float16, bfloat16, float32 and float64; convert the tensors, or use "
+                  "backend=\"reference\"");
+}
+Precision precision_of(ScalarType type, int64_t route) {
+  switch (type) {
+    case ScalarType::Half:
+      return Precision::fp16;
+    case ScalarType::BFloat16:
+      return Precision::bf16;
+    case ScalarType::Double:
+      return Precision::fp64;
+    default:
+      return route & kAllowTf32 ? Precision::tf32 : Precision::fp32;
+  }
+}
+
+// Contiguous and aligned to 16 bytes, a copy only where the caller's tensor is neither.
+Tensor whole(const Tensor& t) {
+  const bool aligned = reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
+  return t.is_contiguous() && aligned ? t : torch::stable::clone(torch::stable::contiguous(t));
+}
+OptionalTensor whole(const OptionalTensor& t) {  // autograd passes empty tensors for absent gradients
+  return t && t->dim() > 1 && t->numel() ? OptionalTensor(whole(*t)) : std::nullopt;
+}
+const void* pointer(const OptionalTensor& t) { return t && t->numel() ? t->const_data_ptr() : nullptr; }
+void* pointer(const Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; }
+
+void check_here(const Tensor& like, std::initializer_list<std::pair<const char*, const OptionalTensor*>> others) {
+  for (const auto& [name, other] : others)
+    STD_TORCH_CHECK(!*other || (*other)->device() == like.device(), "fusedrnn: ", name,
+                    ": expected a tensor on the device of the others");
+}
+
+// Lengths and resets on the device, by strides.
+Rows rows_of(const OptionalTensor& lengths, const OptionalTensor& reset, const Sizes& n) {
+  return check_rows(lengths, reset, n.T, n.B, n.S, true);
+}
+
+struct Table {
+  const Instance* rows;
+  size_t count;
+  int first;  // index of the first of these rows
+};
+#if defined(FUSEDRNN_HOST_DEVICE)
+int64_t only_row = -1;  // a test tries the kernels one by one
+
+void only(int64_t row) { only_row = row; }
+std::vector<int64_t> rows() {  // the fields of every instance, one after the other
+  size_t count = 0;
+  const Instance* const all = instances(&count);
+  std::vector<int64_t> fields;
+  for (const Instance* i = all; i < all + count; i++)
+    for (const int field : {i->cell, int(i->precision), int(i->pass), int(i->exchange), int(i->masked), i->H, i->units,
+                            i->rows, i->chains, i->k_split, i->k_registers, i->cluster})
+      fields.push_back(field);
+  return fields;
+}
+#endif
+Table instance_table() {
+  size_t count = 0;
+  const Instance* const all = instances(&count);
+#if defined(FUSEDRNN_HOST_DEVICE)
+  if (only_row >= 0) return {all + only_row, 1, int(only_row)};
+#endif
+  return {all, count, 0};
+}
+
+void run_planned(const Call& call, const Tensor& like, int64_t route) {
+  const Request request{call.problem,
+                        call.pass,
+                        call.precision,
+                        call.rows.masked() || call.offsets != nullptr,
+                        call.dgates || call.dcs,
+                        Regime(route & kRegimeBits)};
+  Plan planned;
+  const Table table = instance_table();
+  try {
+    planned = plan(request, device_of(like.get_device_index()), table.rows, table.count);
+    if (planned.instance >= 0) planned.instance += table.first;
+  } catch (const std::invalid_argument& error) {
+    STD_TORCH_CHECK(false, "fusedrnn: ", error.what());
+  }
+  const auto scratch = fresh(like, {int64_t(scratch_bytes(call, planned))}, ScalarType::Byte);
+  run(call, planned, pointer(scratch), current_stream(like));
+}
+
+void check_size(const Sizes& n, int64_t route) {
+  STD_TORCH_CHECK(n.H % 8 == 0, "fusedrnn: the CUDA kernels take a multiple of 8 hidden units, got ", n.H,
+                  "; fusedrnn's layers pad the weights");
+  STD_TORCH_CHECK(n.T <= INT32_MAX / std::max<int64_t>(n.B, 1), "fusedrnn: T * B: expected less than 2^31 rows, got ",
+                  n.T, " * ", n.B);
+  STD_TORCH_CHECK(route >= 0 && (route & kRegimeBits) <= int64_t(Regime::grid) && route <= kRegimeBits + kAllowTf32,
+                  "fusedrnn: route: expected a regime from 0 to 4, plus 8 to allow TF32, got ", route);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
+    const Tensor& gates_x, const OptionalTensor& h0, const OptionalTensor& c0, const Tensor& weight_hh,
+    const OptionalTensor& bias_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
+    const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& offsets,
+    const OptionalTensor& mask_key, const std::vector<double>& rates, int64_t cell, int64_t directions, bool save,
+    const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t route) {
+  check_reserved(reset_h, reset_c, offsets, mask_key, rates);
+  check_type(gates_x.scalar_type());
+  const Sizes n = check_scan(gates_x, h0, c0, weight_hh, bias_hh, cell, directions);
+  check_size(n, route);
+  check_here(gates_x, {{"h0", &h0}, {"c0", &c0}, {"bias_hh", &bias_hh}, {"lengths", &lengths}, {"reset", &reset}});
+  STD_TORCH_CHECK(weight_hh.device() == gates_x.device(),
+                  "fusedrnn: weight_hh: expected a tensor on the device of the others");
+  const Guard guard(gates_x);
+  const bool lstm = cell == kLstm;
+  Tensor y = fresh(gates_x, {n.T, n.B, n.S, n.H}), hn = fresh(gates_x, {n.S, n.B, n.H}),
+         gates = save && n.Z ? fresh(gates_x, {n.T, n.B, n.S, n.Z * n.H}) : fresh(gates_x, {0}),
+         cs = lstm ? fresh(gates_x, {n.T, n.B, n.S, n.H}) : fresh(gates_x, {0}),
+         cn = lstm ? fresh(gates_x, {n.S, n.B, n.H}) : fresh(gates_x, {0});
+  const Tensor projections = whole(gates_x), w = whole(weight_hh);
+  const OptionalTensor bias = whole(bias_hh), h = whole(h0), c = whole(c0);
+  Call call{};
+  call.pass = Pass::forward;
+  call.precision = precision_of(gates_x.scalar_type(), route);
+  call.problem = {int(cell), int(directions), n.T, n.B, n.S, n.H, 0};
+  call.rows = rows_of(lengths, reset, n);
+  call.w = pointer(w), call.bias = pointer(bias), call.h0 = pointer(h), call.c0 = pointer(c);
+  call.gates_x = pointer(projections);
+  call.y = pointer(y), call.cs = pointer(cs), call.gates = pointer(gates);
+  call.hn = pointer(hn), call.cn = pointer(cn);
+  if (n.B) run_planned(call, gates_x, route);
+  return {y, hn, gates, cs, cn};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
+    const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dgates, const OptionalTensor& dcs,
+    const OptionalTensor& dcn, const Tensor& gates, const Tensor& y, const OptionalTensor& h0, const OptionalTensor& cs,
+    const OptionalTensor& c0, const Tensor& weight_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
+    int64_t cell, int64_t directions, int64_t route) {
+  check_type(y.scalar_type());
+  const Sizes n = check_scan_backward(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, weight_hh, cell, directions);
+  check_size(n, route);
+  check_here(y, {{"dy", &dy},
+                 {"dhn", &dhn},
+                 {"dgates", &dgates},
+                 {"dcs", &dcs},
+                 {"dcn", &dcn},
+                 {"h0", &h0},
+                 {"cs", &cs},
+                 {"c0", &c0},
+                 {"lengths", &lengths},
+                 {"reset", &reset}});
+  STD_TORCH_CHECK(weight_hh.device() == y.device() && gates.device() == y.device(),
+                  "fusedrnn: weight_hh, gates: expected tensors on the device of the others");
+  const Guard guard(y);
+  const bool lstm = cell == kLstm, gru = cell == kGru;
+  Tensor dgates_x = fresh(y, {n.T, n.B, n.S, n.G * n.H}), dh0 = fresh(y, {n.S, n.B, n.H}),
+         dc0 = lstm ? fresh(y, {n.S, n.B, n.H}) : fresh(y, {0}),
+         dq = gru ? fresh(y, {n.T, n.B, n.S, n.H}) : fresh(y, {0});
+  const Tensor kept = whole(gates), out = whole(y), w = whole(weight_hh);
+  const OptionalTensor dy_ = whole(dy), dhn_ = whole(dhn), dgates_ = n.Z ? whole(dgates) : std::nullopt,
+                       dcs_ = lstm ? whole(dcs) : std::nullopt, dcn_ = lstm ? whole(dcn) : std::nullopt, h = whole(h0),
+                       cs_ = lstm ? whole(cs) : std::nullopt, c = lstm ? whole(c0) : std::nullopt;
+  Call call{};
+  call.pass = Pass::backward;
+  call.precision = precision_of(y.scalar_type(), route);
+  call.problem = {int(cell), int(directions), n.T, n.B, n.S, n.H, 0};
+  call.rows = rows_of(lengths, reset, n);
+  call.w = pointer(w), call.h0 = pointer(h), call.c0 = pointer(c);
+  call.y = pointer(out), call.cs = const_cast<void*>(pointer(cs_)), call.gates = pointer(kept);
+  call.dy = pointer(dy_), call.dgates = pointer(dgates_), call.dcs = pointer(dcs_);
+  call.dhn = pointer(dhn_), call.dcn = pointer(dcn_);
+  call.dgates_x = pointer(dgates_x), call.dq = pointer(dq), call.dh0 = pointer(dh0), call.dc0 = pointer(dc0);
+  if (n.B) run_planned(call, y, route);
+  return {dgates_x, dh0, dc0, dq};
+}
+}  // namespace
+}  // namespace fusedrnn::cuda
+
+#if defined(FUSEDRNN_HOST_DEVICE)
+STABLE_TORCH_LIBRARY(fusedrnn_host, m) {
+  m.def(fusedrnn::kScanSchema);
+  m.def(fusedrnn::kScanBackwardSchema);
+  m.def("only(int row) -> ()");
+  m.def("rows() -> int[]");
+}
+STABLE_TORCH_LIBRARY_IMPL(fusedrnn_host, CompositeExplicitAutograd, m) {
+  m.impl("only", TORCH_BOX(&fusedrnn::cuda::only));
+  m.impl("rows", TORCH_BOX(&fusedrnn::cuda::rows));
+}
+STABLE_TORCH_LIBRARY_IMPL(fusedrnn_host, CPU, m) {
+  m.impl("scan", TORCH_BOX(&fusedrnn::cuda::scan));
+  m.impl("scan_backward", TORCH_BOX(&fusedrnn::cuda::scan_backward));
+}
+#else
+STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CUDA, m) {
+  m.impl("scan", TORCH_BOX(&fusedrnn::cuda::scan));
+  m.impl("scan_backward", TORCH_BOX(&fusedrnn::cuda::scan_backward));
+  m.impl("product", TORCH_BOX(&fusedrnn::cuda::product));
+}
+#endif

@@ -1,0 +1,31 @@
+"""Hidden units that only fill up: the CUDA kernels take a multiple of eight.
+
+A unit whose weights, biases and initial state are zero keeps a state of zero, whatever the cell. So a layer runs on
+padded weights, and the units are cut off its outputs; the gradients follow by themselves. A leaf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from .spec import CellSpec
+
+MULTIPLE = 8
+
+
+def padded(
+    weights: Sequence[Tensor], h0: Tensor | None, c0: Tensor | None, spec: CellSpec
+) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+    """Weights, as of `autograd.layer`, and states [D,B,H] with H rounded up to a multiple of eight."""
+    H, gates = weights[1].shape[-1], len(spec.gates)
+    more = -H % MULTIPLE
+    wide = []
+    for i, w in enumerate(weights):
+        columns = (0, more if i % 2 == 1 else 0) if w.dim() == 2 else ()  # weight_hh has one a unit
+        blocks = w.reshape(gates, H, *w.shape[1:])
+        wide.append(F.pad(blocks, (*columns, 0, more)).flatten(0, 1))
+    h0, c0 = (None if h is None else F.pad(h, (0, more)) for h in (h0, c0))
+    return wide, h0, c0
