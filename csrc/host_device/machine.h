@@ -18,7 +18,7 @@
 
 #include "host_device/fibers.h"
 
-namespace fusedrnn::host_device {
+namespace fusedrnn::stand_in {
 struct Cta;
 struct Warp;
 
@@ -202,4 +202,4 @@ void collective(A* argument, void (*operation)(A**)) {
   for (Fiber* lane : w->lanes)
     if (lane != f && !lane->done) mark_ready(lane);
 }
-}  // namespace fusedrnn::host_device
+}  // namespace fusedrnn::stand_in
