@@ -60,7 +60,7 @@ constexpr int other_registers(const Instance& i) {
   const int once = forward ? 30 + 16 * gates : 48 + 12 * gates, chain = forward ? 16 + 8 * gates : 20 + 8 * gates;
   const bool grid = regime_of(i.exchange) == Regime::grid;
   const bool in_turns = grid && footprint(i).k_tiles / 2 > grid_chunk(i);
-  const int in_flight = grid                              ? 4 * grid_chunk(i) + 16 * in_turns
+  const int in_flight = grid                              ? 4 * grid_chunk(i) + 32 * in_turns
                         : i.exchange == Exchange::scatter ? 2 * footprint(i).k_tiles
                                                           : 0;
   const int of_cluster = i.exchange == Exchange::cluster ? 6 + 3 * i.cluster / 4 : 0;
