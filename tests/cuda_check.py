@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from close import assert_no_worse
+from close import assert_no_worse, assert_same
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -132,6 +132,8 @@ def check(case: Case, regime: str, precision: str, passes: tuple[bool, ...] = (F
 def _compare(
     names: tuple[str, ...], found: Any, truth: tuple[Tensor, ...], near: tuple[Tensor, ...], dtype: torch.dtype
 ) -> None:
+    if dtype == torch.float64:  # there is nothing more exact to compare with
+        return assert_same(found, truth)
     assert_no_worse(
         dict(zip(names, found, strict=True)),
         dict(zip(names, truth, strict=True)),
@@ -192,12 +194,12 @@ def rows() -> list[Row]:
 
 
 def run_row(row: Row) -> None:
-    """The cases that show a fault of one kernel: full and part groups, one and two streams, and what its masks are for."""
+    """The cases that show a fault of one kernel: groups full and in part, two streams, and what its masks are for."""
     B, regime = row.group_rows, {"scatter": "cluster", "split": "grid"}.get(row.exchange, row.exchange)
     cases = [
         Case(row.cell, 6, B, row.H, seed=1),
         Case(row.cell, 5, B + 3, row.H, 2, states=False, bias=False, seed=2),
-        Case(row.cell, 1, 1, row.H, upstream=("hn",), seed=3),
+        Case(row.cell, 1, 2 * B - 1, row.H, upstream=("hn",), seed=3),
     ]
     if row.masked:
         cases += [

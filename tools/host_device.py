@@ -52,7 +52,7 @@ def build(csrc: Path = ROOT / "csrc", out: Path = ROOT / "build" / "host_device"
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         units = list(pool.map(compile_one, sources(csrc)))
     fresh = library.with_suffix(f".{os.getpid()}")
-    linked = ["-Wl,-z,defs", f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{home / 'lib'}"]
+    linked = ["-Wl,-z,defs", f"-L{home / 'lib'}", "-ltorch_cpu", f"-Wl,-rpath,{home / 'lib'}"]
     run([*compiler, "-shared", *map(str, units), *linked, "-o", str(fresh)])
     for unit in units:
         unit.unlink()

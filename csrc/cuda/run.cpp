@@ -115,6 +115,8 @@ void fill_outputs(const Call& call, void* stream) {
 }
 }  // namespace
 
+void poison(void* memory, size_t bytes, void* stream) { fill_ones(memory, static_cast<int64_t>(bytes), stream); }
+
 const Instance* instances(size_t* count) {
   *count = kInstances.size();
   return kInstances.data();

@@ -9,7 +9,7 @@ const Instance* instances(size_t* count);  // the table that this library was co
 size_t scratch_bytes(const Call&, const Plan&);
 // Throws std::runtime_error if a CUDA call fails. Does not synchronise; can be captured in a CUDA graph.
 void run(const Call&, const Plan&, void* scratch, void* stream);
-void fill(void* memory, int byte, size_t bytes, void* stream);
+void poison(void* memory, size_t bytes, void* stream);  // ones in every bit
 
 // The time-step kernel (step.cu): takes every call, fp64, dgates and dcs included.
 size_t step_scratch_bytes(const Call&);

@@ -44,7 +44,7 @@ inline Tensor fresh(const Tensor& like, std::initializer_list<int64_t> sizes, Sc
                                                   device_index, &handle));
   const Tensor made(handle);
   if (poisoned() && step)  // torch's own filling, of deterministic mode, does not reach this function
-    fill(made.mutable_data_ptr(), kPoison, size_t(step) * made.element_size(), current_stream(like));
+    poison(made.mutable_data_ptr(), size_t(step) * made.element_size(), current_stream(like));
   return made;
 }
 inline Tensor fresh(const Tensor& like, std::initializer_list<int64_t> sizes) {
