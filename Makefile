@@ -2,7 +2,7 @@
 #   PYTHON=python3.12       the interpreter; a torch that it can import is used as it is
 #   TORCH=torch==2.11.0     what pip installs where it has none
 #   EXTRAS=test,study,dev   groups of pyproject.toml that the set-up installs
-#   ARGS="-k gru"           further arguments for pytest or the study
+#   ARGS="-k gru"           further arguments for pytest, the study or gpu (ARGS=--dry-run)
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 EXTRAS ?= test,study
@@ -27,12 +27,25 @@ check: $(VENV)/.dev ## ruff, mypy, clang-format, clang-tidy, architecture; no ot
 	$(PY) tools/check.py
 bench: setup ## the benchmark cases under pytest-benchmark
 	$(PY) -m pytest benchmarks $(ARGS)
+<<<<<<< HEAD
 gpu: ## what needs an NVIDIA GPU: the tests marked gpu
 	@nvidia-smi -L >/dev/null 2>&1 || { echo "make gpu runs 'pytest -m gpu', which needs an NVIDIA GPU: none is found here" >&2; exit 2; }
 	@$(MAKE) setup
 	$(PY) -m pytest -m gpu $(ARGS)
 kernels-check: ## compile the CUDA kernels and read what ptxas says, 0 spills: no GPU, no torch
 	@$(PYTHON) tools/kernels_check.py $(CUDA_ARCHS)
+=======
+gpu: ## what needs an NVIDIA GPU: build, constants, parity, sanitizers, the grid against cuDNN (STAGE=..., OUT=folder)
+	$(PYTHON) tools/gpu.py $(if $(STAGE),--stage $(STAGE)) $(if $(OUT),--out $(OUT)) $(ARGS)
+kernels-check: ## compile the CUDA and Triton kernels: no GPU, no torch
+ifeq ($(strip $(CUDA)),)
+	@echo "kernels-check: there are no CUDA or Triton kernels yet"
+else
+	@command -v nvcc >/dev/null || { echo "kernels-check: nvcc is missing, nothing was compiled"; test -z "$$CI"; exit; }; \
+	for kernel in $(CUDA); do for arch in $(CUDA_ARCHS); do echo "nvcc sm_$$arch $$kernel"; \
+	  nvcc -std=c++20 -O3 -Icsrc -Xptxas=-v,-warn-spills -arch=sm_$$arch -cubin $$kernel -o /dev/null || exit 1; done; done
+endif
+>>>>>>> cuda-g
 mutations: setup ## compile the CPU kernel with one fault at a time, every wait for other threads left out among them
 	$(PY) tools/mutate.py
 clean: ## remove .venv and everything built

@@ -146,7 +146,7 @@ def run_gpu(options: argparse.Namespace) -> int:
 
 
 def run_gpu_table(options: argparse.Namespace) -> int:
-    print(gpu_table.write(options.csv, *filter(None, [options.out])))
+    print(gpu_table.write(options.csv, options.file))
     return 0
 
 

@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     device.add_argument("--list", action="store_true", help="print the cases in their order, and measure nothing")
     table = commands.add_parser("gpu-table", help="what auto goes by on a GPU model, from a CSV of `gpu`")
     table.add_argument("csv", type=Path)
-    table.add_argument("--out", type=Path, help="the folder (default: the package's tables)")
+    table.add_argument("--file", type=Path, help="what is written (default: the GPU's file in the package)")
 
     again = commands.add_parser("report", help="write the report again from recorded rows")
     again.add_argument("folder", nargs="?", type=Path, default=DEFAULT_OUT)

@@ -267,18 +267,30 @@ class Explanation:
     refusal: str | None
     verdicts: tuple[Verdict, ...]
 
+    @property
+    def plans(self) -> str | None:
+        """How the CUDA kernels run it on the current GPU, a line a pass; None on other backends."""
+        chosen = self.chosen or ""
+        return gpu_plan.current(self.problem, chosen) if chosen.startswith("cuda") else None
+
+    @property
+    def regime(self) -> str | None:
+        """The regime of the CUDA kernels' forward pass, "step", "cta", "cluster" or "grid"; None on other backends."""
+        chosen = self.chosen or ""
+        return gpu_plan.regime(self.problem, chosen) if chosen.startswith("cuda") else None
+
     def __str__(self) -> str:
         p = self.problem
         sizes = [f"{name}={getattr(p, name)}" for name in ("T", "B", "I", "H", "L", "D", "proj_size")]
         flags = ("grad", "lengths", "reset", "return_states", "recompute", "traced")
         asks = [name for name in flags if getattr(p, name)]
         head = " ".join([p.cell.mode, *sizes[: 7 if p.proj_size else 6], _name(p.dtype), p.device, *asks])
+        chosen = self.chosen or ""
         rows = [
-            f"{'>' if v.name == (self.chosen or '').partition(':')[0] else ' '} {v.name:<9}  {v.what:<38}  {v}"
+            f"{'>' if v.name == chosen.partition(':')[0] else ' '} {v.name:<9}  {v.what:<38}  {v}"
             for v in self.verdicts
         ]
-        plans = (gpu_plan.current(p, self.chosen) or "").splitlines() if (self.chosen or "").startswith("cuda") else []
-        tail = [f"  {line}" for line in plans] + ([self.refusal] if self.refusal else [])
+        tail = [f"  {line}" for line in (self.plans or "").splitlines()] + ([self.refusal] if self.refusal else [])
         return "\n".join([head, *rows, *tail])
 
 

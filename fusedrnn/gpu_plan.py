@@ -156,6 +156,12 @@ def current(problem: Problem, backend: str) -> str | None:
     return describe(problem, _current_device(), regime=backend.partition(":")[2] or "automatic")
 
 
+def regime(problem: Problem, backend: str) -> str | None:
+    """The regime of the forward pass on the current GPU, for "cuda" or "cuda:REGIME"."""
+    found = plans(problem, _current_device(), backend.partition(":")[2] or "automatic").get("forward")
+    return None if found is None or isinstance(found, str) else str(found.regime.name)
+
+
 CUDNN_US = {"forward": 12.0, "backward": 25.0}
 """Microseconds that cuDNN's kernel a step takes, about: research of 2021 and of other GPUs, no measurement of ours."""
 

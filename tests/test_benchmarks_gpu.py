@@ -139,7 +139,10 @@ def test_a_spoilt_device_ends_the_process(tmp_path: Path) -> None:
     def fault(layer: object, x: object, lengths: object) -> object:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    assert run(tmp_path / "grid.csv", dataclasses.replace(BENCH, ours=dataclasses.replace(OURS, forward=fault))) == 3
+    assert (
+        run(tmp_path / "grid.csv", dataclasses.replace(BENCH, ours=dataclasses.replace(OURS, forward=fault)))
+        == grid.AGAIN
+    )
     rows = read(tmp_path / "grid.csv")
     assert {row.case for row in rows} == {SMALL.name}
     assert all("illegal memory access" in row.error for row in rows)
@@ -172,7 +175,7 @@ def test_a_table_is_made_from_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     made_up(tmp_path / "grid.csv")
     monkeypatch.setattr(measured, "SHIPPED", tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert main(["gpu-table", str(tmp_path / "grid.csv"), "--out", str(tmp_path)]) == 0
+    assert main(["gpu-table", str(tmp_path / "grid.csv")]) == 0
     assert (tmp_path / "nvidia-h100.json").exists()
     ask = measured.Problem(measured_cell(), 50, 16, 99, 160, dtype=torch.bfloat16, device="cuda")
     assert measured.faster(ask, "NVIDIA H100") == "cuda"
@@ -193,7 +196,7 @@ def measured_cell() -> object:
 def test_rows_that_say_nothing_make_no_table(tmp_path: Path, changes: dict[str, object]) -> None:
     made_up(tmp_path / "grid.csv", **changes)
     with pytest.raises(RecordError, match="expected rows"):
-        table.write(tmp_path / "grid.csv", tmp_path)
+        table.write(tmp_path / "grid.csv", tmp_path / "x.json")
 
 
 def test_columns_of_another_file_are_refused(tmp_path: Path) -> None:

@@ -21,7 +21,11 @@ FLAGS = ["-std=c++20", "-O1", "-g0", "-fPIC", "-fvisibility=hidden", "-DFUSEDRNN
 
 def sources(csrc: Path) -> list[Path]:
     """What the library is made of; .cu files are plain C++ here. Those of the shipped sizes are not among them."""
-    return [*sorted(csrc.glob("cuda/*.cpp")), *sorted(csrc.glob("cuda/**/*.cu")), *sorted(csrc.glob("host_device/*.cpp"))]
+    return [
+        *sorted(csrc.glob("cuda/*.cpp")),
+        *sorted(csrc.glob("cuda/**/*.cu")),
+        *sorted(csrc.glob("host_device/*.cpp")),
+    ]
 
 
 def build(csrc: Path = ROOT / "csrc", out: Path = ROOT / "build" / "host_device") -> Path:

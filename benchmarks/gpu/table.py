@@ -27,8 +27,8 @@ def points(rows: Sequence[GpuRow]) -> list[Point]:
     return sorted(found.values(), key=lambda p: (p.cell, p.dtype, p.L, p.D, p.grad, p.H, p.B))
 
 
-def write(csv: Path, folder: Path = measured.SHIPPED) -> Path:
-    """Writes the table of the CSV's GPU.
+def write(csv: Path, path: Path | None = None) -> Path:
+    """Writes the table of the CSV's GPU, into the package unless a path is given.
 
     Raises:
         RecordError: the CSV holds no rows of the fused kernels, or those of several GPUs.
@@ -38,6 +38,6 @@ def write(csv: Path, folder: Path = measured.SHIPPED) -> Path:
     found = points(rows)
     if len(devices) != 1 or not found:
         raise RecordError(f"{csv}: expected rows of the fused kernels on one GPU, got {len(found)} on {devices}")
-    path = folder / measured.file_name(devices[0])
+    path = path or measured.SHIPPED / measured.file_name(devices[0])
     measured.write(path, devices[0], found, {"rows": csv.name})
     return path
