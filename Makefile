@@ -27,25 +27,10 @@ check: $(VENV)/.dev ## ruff, mypy, clang-format, clang-tidy, architecture; no ot
 	$(PY) tools/check.py
 bench: setup ## the benchmark cases under pytest-benchmark
 	$(PY) -m pytest benchmarks $(ARGS)
-<<<<<<< HEAD
-gpu: ## what needs an NVIDIA GPU: the tests marked gpu
-	@nvidia-smi -L >/dev/null 2>&1 || { echo "make gpu runs 'pytest -m gpu', which needs an NVIDIA GPU: none is found here" >&2; exit 2; }
-	@$(MAKE) setup
-	$(PY) -m pytest -m gpu $(ARGS)
-kernels-check: ## compile the CUDA kernels and read what ptxas says, 0 spills: no GPU, no torch
-	@$(PYTHON) tools/kernels_check.py $(CUDA_ARCHS)
-=======
 gpu: ## what needs an NVIDIA GPU: build, constants, parity, sanitizers, the grid against cuDNN (STAGE=..., OUT=folder)
 	$(PYTHON) tools/gpu.py $(if $(STAGE),--stage $(STAGE)) $(if $(OUT),--out $(OUT)) $(ARGS)
-kernels-check: ## compile the CUDA and Triton kernels: no GPU, no torch
-ifeq ($(strip $(CUDA)),)
-	@echo "kernels-check: there are no CUDA or Triton kernels yet"
-else
-	@command -v nvcc >/dev/null || { echo "kernels-check: nvcc is missing, nothing was compiled"; test -z "$$CI"; exit; }; \
-	for kernel in $(CUDA); do for arch in $(CUDA_ARCHS); do echo "nvcc sm_$$arch $$kernel"; \
-	  nvcc -std=c++20 -O3 -Icsrc -Xptxas=-v,-warn-spills -arch=sm_$$arch -cubin $$kernel -o /dev/null || exit 1; done; done
-endif
->>>>>>> cuda-g
+kernels-check: ## compile the CUDA kernels and read what ptxas says, 0 spills: no GPU, no torch
+	@$(PYTHON) tools/kernels_check.py $(CUDA_ARCHS)
 mutations: setup ## compile the CPU kernel with one fault at a time, every wait for other threads left out among them
 	$(PY) tools/mutate.py
 clean: ## remove .venv and everything built

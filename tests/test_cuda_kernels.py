@@ -11,12 +11,10 @@ import os
 from typing import Any
 
 import pytest
-import torch
 from bare import label
 from cuda_check import PRECISIONS, Case, check, host, rows, run_row
 
 from fusedrnn import _build
-from fusedrnn.spec import CELLS, GRU, LSTM, RNN_TANH
 
 pytestmark = pytest.mark.usefixtures("library", "one_thread")
 MASKS = list(itertools.product((False, True), repeat=2))
