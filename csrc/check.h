@@ -65,9 +65,11 @@ inline Rows check_rows(const OptionalTensor& lengths, const OptionalTensor& rese
 struct Sizes {
   int64_t T, B, S, H, G, Z;
 };
-// The arguments of the op `scan`; the shapes are those of fusedrnn/reference.py.
+// The arguments of the op `scan`; the shapes are those of fusedrnn/reference.py. `batch`: rows of a batch where steps lie
+// packed, [N, 1, S, ...] in place of [T, B, S, ...].
 inline Sizes check_scan(const Tensor& gates_x, const OptionalTensor& h0, const OptionalTensor& c0,
-                        const Tensor& weight_hh, const OptionalTensor& bias_hh, int64_t cell, int64_t directions) {
+                        const Tensor& weight_hh, const OptionalTensor& bias_hh, int64_t cell, int64_t directions,
+                        int64_t batch = -1) {
   check_cell(cell, directions);
   STD_TORCH_CHECK(gates_x.dim() == 4 && weight_hh.dim() == 3,
                   "fusedrnn: expected gates_x [T, B, S, G*H] and weight_hh [S, G*H, H], got ", shape_text(gates_x),
@@ -81,8 +83,9 @@ inline Sizes check_scan(const Tensor& gates_x, const OptionalTensor& h0, const O
   check_shape("gates_x", gates_x, {T, B, S, G * H});
   check_like("weight_hh", weight_hh, {S, G * H, H}, type);
   check_like("bias_hh", bias_hh, {S, G * H}, type);
-  check_like("h0", h0, {S, B, H}, type);
-  check_like("c0", c0, {S, B, H}, type);
+  const int64_t edge = batch < 0 ? B : batch;
+  check_like("h0", h0, {S, edge, H}, type);
+  check_like("c0", c0, {S, edge, H}, type);
   STD_TORCH_CHECK(cell == kLstm || !c0, "fusedrnn: c0 is for the LSTM only");
   return {T, B, S, H, G, kKeptOf[cell]};
 }
@@ -103,7 +106,8 @@ inline void check_reserved(const OptionalTensor& reset_h, const OptionalTensor& 
 inline Sizes check_scan_backward(const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dgates,
                                  const OptionalTensor& dcs, const OptionalTensor& dcn, const Tensor& gates,
                                  const Tensor& y, const OptionalTensor& h0, const OptionalTensor& cs,
-                                 const OptionalTensor& c0, const Tensor& weight_hh, int64_t cell, int64_t directions) {
+                                 const OptionalTensor& c0, const Tensor& weight_hh, int64_t cell, int64_t directions,
+                                 int64_t batch = -1) {
   check_cell(cell, directions);
   STD_TORCH_CHECK(y.dim() == 4, "fusedrnn: expected y [T, B, S, H], got ", shape_text(y));
   const int64_t T = y.size(0), B = y.size(1), S = y.size(2), H = y.size(3), G = kGatesOf[cell], Z = kKeptOf[cell];
@@ -111,18 +115,19 @@ inline Sizes check_scan_backward(const OptionalTensor& dy, const OptionalTensor&
   STD_TORCH_CHECK(T > 0, "fusedrnn: y: expected at least one step");
   STD_TORCH_CHECK(S > 0 && H > 0, "fusedrnn: expected at least one stream and one hidden unit, got ", S, " and ", H);
   STD_TORCH_CHECK(S % directions == 0, "fusedrnn: expected a multiple of ", directions, " streams, got ", S);
+  const int64_t edge = batch < 0 ? B : batch;
   check_like("weight_hh", weight_hh, {S, G * H, H}, type);
   if (Z) check_like("gates", gates, {T, B, S, Z * H}, type);
   check_gradient("dy", dy, {T, B, S, H}, type);
-  check_gradient("dhn", dhn, {S, B, H}, type);
-  check_gradient("dcn", dcn, {S, B, H}, type);
+  check_gradient("dhn", dhn, {S, edge, H}, type);
+  check_gradient("dcn", dcn, {S, edge, H}, type);
   if (Z) check_gradient("dgates", dgates, {T, B, S, Z * H}, type);
   check_gradient("dcs", dcs, {T, B, S, H}, type);
-  check_like("h0", h0, {S, B, H}, type);
+  check_like("h0", h0, {S, edge, H}, type);
   if (cell == kLstm) {
     STD_TORCH_CHECK(cs.has_value(), "fusedrnn: the LSTM's adjoint needs cs");
     check_like("cs", cs, {T, B, S, H}, type);
-    check_like("c0", c0, {S, B, H}, type);
+    check_like("c0", c0, {S, edge, H}, type);
   }
   return {T, B, S, H, G, Z};
 }

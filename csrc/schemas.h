@@ -10,5 +10,5 @@ constexpr char kScanSchema[] =
 constexpr char kScanBackwardSchema[] =
     "scan_backward(Tensor? dy, Tensor? dhn, Tensor? dgates, Tensor? dcs, Tensor? dcn, Tensor gates, Tensor y, "
     "Tensor? h0, Tensor? cs, Tensor? c0, Tensor weight_hh, Tensor? lengths, Tensor? reset, int cell, int directions, "
-    "int route=0) -> (Tensor dgates_x, Tensor dh0, Tensor dc0, Tensor dq)";
+    "int route=0, Tensor? offsets=None) -> (Tensor dgates_x, Tensor dh0, Tensor dc0, Tensor dq)";
 }  // namespace fusedrnn

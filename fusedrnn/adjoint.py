@@ -16,6 +16,7 @@ from . import batching, modes, ops, reference
 from .spec import CELLS
 
 States = tuple[Tensor, ...]
+TENSORS = 13  # of scan_backward's arguments: gradients, what forward kept, weight_hh, masks
 
 
 def adjoint(*args: Any) -> States:
@@ -41,8 +42,9 @@ def _reference(*args: Any) -> States:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: States) -> None:
-    *tensors, ctx.cell, ctx.directions, _ = inputs
-    ctx.save_for_backward(*tensors)
+    ctx.cell, ctx.directions = inputs[TENSORS : TENSORS + 2]
+    ctx.others = len(inputs) - TENSORS
+    ctx.save_for_backward(*inputs[:TENSORS])
 
 
 def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -57,7 +59,7 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     with modes.without_autocast(y):
         pull = torch.func.vjp(run, *(tensors[i] for i in wanted))[1]
         found = dict(zip(wanted, pull(grads), strict=True))
-    return *(found.get(i) for i in range(len(tensors))), None, None, None
+    return *(found.get(i) for i in range(len(tensors))), *[None] * ctx.others
 
 
 @modes.opaque

@@ -99,7 +99,7 @@ def _projected(
     if odd:
         weights, h0, c0 = units.padded(weights, h0, c0, spec)
     route = route or 0
-    w_ih, w_hh, b_ih, b_hh = _stacked(weights, directions)
+    w_ih, w_hh, b_ih, b_hh = stacked(weights, directions)
     gates_x = _apart(products.linear(x, w_ih, b_ih, route), directions)
     masks = _per_stream(lengths, reset, directions)
     y, hn, _, cs, cn = scan(gates_x, h0, c0, w_hh, b_hh, *masks, spec, directions, (x, w_ih, b_ih), recompute, route)
@@ -165,7 +165,7 @@ def any_requires_grad(*tensors: Tensor | None) -> bool:
     return any(t is not None and t.requires_grad for t in tensors)
 
 
-def _stacked(weights: Sequence[Tensor], directions: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+def stacked(weights: Sequence[Tensor], directions: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """The directions' weights as w_ih [D*G*H,I], w_hh [D,G*H,H], b_ih [D*G*H], b_hh [D,G*H]."""
     each = len(weights) // directions
     ih, hh, *bias = (weights[k::each] for k in range(each))
@@ -365,7 +365,7 @@ def _layer_gradients(ctx: Any, dy: MaybeTensor, dhn: MaybeTensor, dcs: MaybeTens
     D, need = len(weights) // each, ctx.needs_input_grad
     of_ih, of_hh, *of_bias = (any(need[7 + k :: each]) for k in range(each))
     of_b_ih, of_b_hh = of_bias or (False, False)
-    w_ih, w_hh, b_ih, b_hh = _stacked(weights, D)
+    w_ih, w_hh, b_ih, b_hh = stacked(weights, D)
     dy, dcs, cs, y = (t if t is None or t.dim() == 1 else _apart(t, D) for t in (dy, dcs, cs, y))
     with without_autocast(x):
         dgates_x, dh0, dc0, dw_hh, db_hh = _gradients(

@@ -18,7 +18,7 @@ SCHEMAS = (
     " -> (Tensor y, Tensor hn, Tensor gates, Tensor cs, Tensor cn)",
     "scan_backward(Tensor? dy, Tensor? dhn, Tensor? dgates, Tensor? dcs, Tensor? dcn, Tensor gates, Tensor y,"
     " Tensor? h0, Tensor? cs, Tensor? c0, Tensor weight_hh, Tensor? lengths, Tensor? reset, int cell, int directions,"
-    " int route=0)"
+    " int route=0, Tensor? offsets=None)"
     " -> (Tensor dgates_x, Tensor dh0, Tensor dc0, Tensor dq)",
     "layer(Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, int cell, bool bias,"
     " bool save, bool states) -> (Tensor y, Tensor hn, Tensor cs, Tensor cn, Tensor kept)",
@@ -77,7 +77,8 @@ def _scan_fake(
     T, B, S, _ = gates_x.shape
     H, spec = weight_hh.shape[-1], CELLS[cell]
     kept = len(spec.kept) if save else 0
-    sequence, edge, none = (T, B, S, H), (S, B, H), (0,)
+    rows = B if offsets is None or lengths is None else lengths.shape[1]
+    sequence, edge, none = (T, B, S, H), (S, rows, H), (0,)
     return (
         gates_x.new_empty(sequence),
         gates_x.new_empty(edge),
@@ -104,13 +105,15 @@ def _scan_backward_fake(
     cell: int,
     directions: int,
     route: int = 0,
+    offsets: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     T, B, S, H = y.shape
     spec = CELLS[cell]
+    edge = (S, B if offsets is None or lengths is None else lengths.shape[1], H)
     return (
         y.new_empty((T, B, S, len(spec.gates) * H)),
-        y.new_empty((S, B, H)),
-        y.new_empty((S, B, H) if spec == LSTM else (0,)),
+        y.new_empty(edge),
+        y.new_empty(edge if spec == LSTM else (0,)),
         y.new_empty((T, B, S, H) if spec == GRU else (0,)),
     )
 

@@ -10,7 +10,7 @@ import torch
 from torch import _VF, Tensor
 from torch.nn import functional as F
 
-from . import autograd, backends, cudnn, functional, modes
+from . import autograd, backends, cudnn, functional, modes, packed_scan
 from .spec import LSTM, CellSpec, Problem
 
 States = tuple[Tensor, ...]
@@ -69,6 +69,9 @@ def recurrent(
     if chosen == "aten":
         return _by_torch(problem, data, batch_sizes, hx, weights, training)
 
+    if chosen.startswith("cuda") and not (recompute or return_states or problem.traced):
+        return _by_cuda(problem, data, batch_sizes, hx, weights, backends.route(chosen, problem.dtype))
+
     rows_alive = torch.arange(B) < batch_sizes.unsqueeze(1)  # [T, B]
     grid = _Grid(T, B, rows_alive.flatten().nonzero().squeeze(1).to(data.device))
     run = partial(
@@ -112,6 +115,28 @@ class _Grid(NamedTuple):
     def pack(self, padded: Tensor) -> Tensor:
         """[T, B, F] to [N, F]."""
         return padded.flatten(0, 1).index_select(0, self.places)
+
+
+def _by_cuda(
+    problem: Problem,
+    data: Tensor,
+    batch_sizes: Tensor,
+    hx: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    route: int,
+) -> tuple[Tensor, States, list[States]]:
+    spec, D = problem.cell, problem.D
+    x, *rest = (t.to(problem.dtype) for t in (data, *(hx or ()), *weights))
+    hx, weights = rest[: len(hx or ())], rest[len(hx or ()) :]
+    rows, each, ends = packed_scan.Rows.of(batch_sizes, data.device), len(weights) // problem.L, []
+    with modes.without_autocast(data):
+        for k in range(problem.L):
+            h0, c0 = [h[k * D : (k + 1) * D] for h in hx] + [None] * (2 - len(hx))
+            own = weights[k * each : (k + 1) * each]
+            y, hn, cn = packed_scan.layer(x, h0, c0, own, rows, spec, D, route)
+            ends.append((hn,) if cn is None else (hn, cn))
+            x = F.dropout(y, problem.dropout) if problem.dropout and k + 1 < problem.L else y
+    return y, tuple(torch.cat(end) for end in zip(*ends, strict=True)), []
 
 
 def _by_torch(

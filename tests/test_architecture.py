@@ -22,7 +22,7 @@ LAYERS = (
     {"convert"},
     {"modules"},
     {"cells", "packed", "onnx"},
-    {"functional"},
+    {"functional", "packed_scan"},
     {"stack"},
     {"autograd", "standin"},
     {"adjoint", "backends"},

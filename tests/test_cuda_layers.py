@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -14,13 +15,16 @@ from cuda_check import host
 from pairs import needs_kernel
 from test_functional import results
 from torch import Tensor
+from torch.nn.utils.rnn import pack_sequence
 
-from fusedrnn import _build, adjoint, backends, ops, products
+import fusedrnn
+from fusedrnn import _build, adjoint, backends, ops, packed, products
 from fusedrnn.errors import UnsupportedProblem
 from fusedrnn.spec import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec
 
 pytestmark = [needs_kernel, pytest.mark.usefixtures("stand_in", "one_thread")]
 DOUBLE = torch.double
+LENGTHS = [3, 6, 1, 6]
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +169,46 @@ def test_bad_input_to_the_ops() -> None:
     ):
         with pytest.raises(RuntimeError, match=text):
             call()
+
+
+@pytest.mark.parametrize("H", [8, 5])
+@pytest.mark.parametrize("how", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}], ids=label)
+def test_packed_rows_equal_torch(cell: CellSpec, how: dict[str, Any], H: int) -> None:
+    kind = {"GRU": fusedrnn.GRU, "LSTM": fusedrnn.LSTM}.get(cell.mode, fusedrnn.RNN)
+    own = {"nonlinearity": cell.mode[4:].lower()} if cell.mode.startswith("RNN") else {}
+    layer = kind(4, H, **how, **own, backend="cuda").double()
+    theirs = fusedrnn.revert(copy.deepcopy(layer))
+    x = torch.randn(sum(LENGTHS), 4, dtype=DOUBLE, requires_grad=True)
+    states = [torch.randn(layer.num_layers * (2 if layer.bidirectional else 1), 4, H, dtype=DOUBLE) for _ in range(2)]
+    hx = [s.requires_grad_() for s in states[: len(cell.states)]]
+
+    def run(layer: Any, given: bool) -> list[Tensor]:
+        sequences = pack_sequence(list(x.split(LENGTHS)), enforce_sorted=False)
+        state = (tuple(hx) if cell is LSTM else hx[0]) if given else None
+        y, last = layer(sequences, state)
+        out = [y.data, *(last if cell is LSTM else (last,))]
+        return [*out, *gradients(out, [x, *(hx if given else []), *layer.parameters()])]
+
+    for given in (False, True):
+        assert_same(run(layer, given), run(theirs, given))
+    with torch.no_grad():
+        sequences = pack_sequence(list(x.split(LENGTHS)), enforce_sorted=False)
+        assert_same([layer(sequences)[0].data], [theirs(sequences)[0].data])
+
+
+def test_packed_rows_are_not_padded_and_have_second_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = fusedrnn.GRU(4, 8, bidirectional=True, backend="cuda").double()
+    x = torch.randn(sum(LENGTHS), 4, dtype=DOUBLE, requires_grad=True)
+
+    def penalty() -> Tensor:
+        y = layer(pack_sequence(list(x.split(LENGTHS)), enforce_sorted=False))[0].data
+        (g,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        return g.square().sum()
+
+    found = torch.autograd.grad(penalty(), list(layer.parameters()))
+    layer.backend = "reference"
+    assert_same(found, torch.autograd.grad(penalty(), list(layer.parameters())))
+
+    layer.backend = "cuda"
+    monkeypatch.setattr(packed._Grid, "pad", None)
+    layer(pack_sequence(list(x.split(LENGTHS)), enforce_sorted=False))[0].data.sum().backward()

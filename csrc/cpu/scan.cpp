@@ -69,8 +69,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
     const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dgates, const OptionalTensor& dcs,
     const OptionalTensor& dcn, const Tensor& gates, const Tensor& y, const OptionalTensor& h0, const OptionalTensor& cs,
     const OptionalTensor& c0, const Tensor& weight_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
-    int64_t cell, int64_t directions, int64_t route) {
+    int64_t cell, int64_t directions, int64_t route, const OptionalTensor& offsets) {
   check_route(route);
+  STD_TORCH_CHECK(!offsets, "fusedrnn: scan_backward: offsets: the CPU kernel takes no packed rows");
   check_type(y.scalar_type());
   const Sizes n = check_scan_backward(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, weight_hh, cell, directions);
   const int64_t T = n.T, B = n.B, S = n.S, H = n.H, G = n.G, Z = n.Z;

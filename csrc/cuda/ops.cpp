@@ -50,10 +50,21 @@ void check_here(const Tensor& like, std::initializer_list<std::pair<const char*,
                     ": expected a tensor on the device of the others");
 }
 
-// Lengths and resets on the device, by strides.
-Rows rows_of(const OptionalTensor& lengths, const OptionalTensor& reset, const Sizes& n) {
-  return check_rows(lengths, reset, n.T, n.B, n.S, true);
-}
+// Rows that lie packed: [N, 1, S, ...] in place of [T, B, S, ...], step t from row offsets[t] on. No more than these
+// two tensors say how many steps and rows there are.
+struct Packed {
+  const int64_t* offsets = nullptr;
+  int64_t T = 0, B = -1;
+
+  Packed(const OptionalTensor& offsets_, const OptionalTensor& lengths, const OptionalTensor& reset) {
+    if (!offsets_) return;
+    STD_TORCH_CHECK(lengths && lengths->dim() == 2 && offsets_->dim() == 1 && offsets_->is_contiguous() &&
+                        offsets_->scalar_type() == ScalarType::Long,
+                    "fusedrnn: offsets: expected int64 [T], contiguous, and lengths [S, B] beside it");
+    STD_TORCH_CHECK(!reset, "fusedrnn: offsets: packed rows take no resets");
+    offsets = data<const int64_t>(*offsets_), T = offsets_->size(0), B = lengths->size(1);
+  }
+};
 
 struct Table {
   const Instance* rows;
@@ -118,31 +129,39 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
     const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& offsets,
     const OptionalTensor& mask_key, const std::vector<double>& rates, int64_t cell, int64_t directions, bool save,
     const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t route) {
-  check_reserved(reset_h, reset_c, offsets, mask_key, rates);
+  check_reserved(reset_h, reset_c, std::nullopt, mask_key, rates);
   check_type(gates_x.scalar_type());
-  const Sizes n = check_scan(gates_x, h0, c0, weight_hh, bias_hh, cell, directions);
+  const Packed packed(offsets, lengths, reset);
+  const Sizes n = check_scan(gates_x, h0, c0, weight_hh, bias_hh, cell, directions, packed.B);
+  const int64_t steps = packed.offsets ? packed.T : n.T, batch = packed.offsets ? packed.B : n.B;
   check_size(n, route);
-  check_here(gates_x, {{"h0", &h0}, {"c0", &c0}, {"bias_hh", &bias_hh}, {"lengths", &lengths}, {"reset", &reset}});
+  check_here(gates_x, {{"h0", &h0},
+                       {"c0", &c0},
+                       {"bias_hh", &bias_hh},
+                       {"lengths", &lengths},
+                       {"reset", &reset},
+                       {"offsets", &offsets}});
   STD_TORCH_CHECK(weight_hh.device() == gates_x.device(),
                   "fusedrnn: weight_hh: expected a tensor on the device of the others");
   const Guard guard(gates_x);
   const bool lstm = cell == kLstm;
-  Tensor y = fresh(gates_x, {n.T, n.B, n.S, n.H}), hn = fresh(gates_x, {n.S, n.B, n.H}),
+  Tensor y = fresh(gates_x, {n.T, n.B, n.S, n.H}), hn = fresh(gates_x, {n.S, batch, n.H}),
          gates = save && n.Z ? fresh(gates_x, {n.T, n.B, n.S, n.Z * n.H}) : fresh(gates_x, {0}),
          cs = lstm ? fresh(gates_x, {n.T, n.B, n.S, n.H}) : fresh(gates_x, {0}),
-         cn = lstm ? fresh(gates_x, {n.S, n.B, n.H}) : fresh(gates_x, {0});
+         cn = lstm ? fresh(gates_x, {n.S, batch, n.H}) : fresh(gates_x, {0});
   const Tensor projections = whole(gates_x), w = whole(weight_hh);
   const OptionalTensor bias = whole(bias_hh), h = whole(h0), c = whole(c0);
   Call call{};
   call.pass = Pass::forward;
   call.precision = precision_of(gates_x.scalar_type(), route);
-  call.problem = {int(cell), int(directions), n.T, n.B, n.S, n.H, 0};
-  call.rows = rows_of(lengths, reset, n);
+  call.problem = {int(cell), int(directions), steps, batch, n.S, n.H, 0};
+  call.rows = check_rows(lengths, reset, steps, batch, n.S, true);
+  call.offsets = packed.offsets;
   call.w = pointer(w), call.bias = pointer(bias), call.h0 = pointer(h), call.c0 = pointer(c);
   call.gates_x = pointer(projections);
   call.y = pointer(y), call.cs = pointer(cs), call.gates = pointer(gates);
   call.hn = pointer(hn), call.cn = pointer(cn);
-  if (n.B) run_planned(call, gates_x, route);
+  if (batch) run_planned(call, gates_x, route);
   return {y, hn, gates, cs, cn};
 }
 
@@ -150,9 +169,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
     const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dgates, const OptionalTensor& dcs,
     const OptionalTensor& dcn, const Tensor& gates, const Tensor& y, const OptionalTensor& h0, const OptionalTensor& cs,
     const OptionalTensor& c0, const Tensor& weight_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
-    int64_t cell, int64_t directions, int64_t route) {
+    int64_t cell, int64_t directions, int64_t route, const OptionalTensor& offsets) {
   check_type(y.scalar_type());
-  const Sizes n = check_scan_backward(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, weight_hh, cell, directions);
+  const Packed packed(offsets, lengths, reset);
+  const Sizes n =
+      check_scan_backward(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, weight_hh, cell, directions, packed.B);
+  const int64_t steps = packed.offsets ? packed.T : n.T, batch = packed.offsets ? packed.B : n.B;
   check_size(n, route);
   check_here(y, {{"dy", &dy},
                  {"dhn", &dhn},
@@ -163,13 +185,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
                  {"cs", &cs},
                  {"c0", &c0},
                  {"lengths", &lengths},
-                 {"reset", &reset}});
+                 {"reset", &reset},
+                 {"offsets", &offsets}});
   STD_TORCH_CHECK(weight_hh.device() == y.device() && gates.device() == y.device(),
                   "fusedrnn: weight_hh, gates: expected tensors on the device of the others");
   const Guard guard(y);
   const bool lstm = cell == kLstm, gru = cell == kGru;
-  Tensor dgates_x = fresh(y, {n.T, n.B, n.S, n.G * n.H}), dh0 = fresh(y, {n.S, n.B, n.H}),
-         dc0 = lstm ? fresh(y, {n.S, n.B, n.H}) : fresh(y, {0}),
+  Tensor dgates_x = fresh(y, {n.T, n.B, n.S, n.G * n.H}), dh0 = fresh(y, {n.S, batch, n.H}),
+         dc0 = lstm ? fresh(y, {n.S, batch, n.H}) : fresh(y, {0}),
          dq = gru ? fresh(y, {n.T, n.B, n.S, n.H}) : fresh(y, {0});
   const Tensor kept = whole(gates), out = whole(y), w = whole(weight_hh);
   const OptionalTensor dy_ = whole(dy), dhn_ = whole(dhn), dgates_ = n.Z ? whole(dgates) : std::nullopt,
@@ -178,14 +201,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
   Call call{};
   call.pass = Pass::backward;
   call.precision = precision_of(y.scalar_type(), route);
-  call.problem = {int(cell), int(directions), n.T, n.B, n.S, n.H, 0};
-  call.rows = rows_of(lengths, reset, n);
+  call.problem = {int(cell), int(directions), steps, batch, n.S, n.H, 0};
+  call.rows = check_rows(lengths, reset, steps, batch, n.S, true);
+  call.offsets = packed.offsets;
   call.w = pointer(w), call.h0 = pointer(h), call.c0 = pointer(c);
   call.y = pointer(out), call.cs = const_cast<void*>(pointer(cs_)), call.gates = pointer(kept);
   call.dy = pointer(dy_), call.dgates = pointer(dgates_), call.dcs = pointer(dcs_);
   call.dhn = pointer(dhn_), call.dcn = pointer(dcn_);
   call.dgates_x = pointer(dgates_x), call.dq = pointer(dq), call.dh0 = pointer(dh0), call.dc0 = pointer(dc0);
-  if (n.B) run_planned(call, y, route);
+  if (batch) run_planned(call, y, route);
   return {dgates_x, dh0, dc0, dq};
 }
 }  // namespace
