@@ -88,12 +88,14 @@ def _cuda_why_not(p: Problem) -> Reason:
 def _cuda_slower(p: Problem) -> Reason:
     if p.traced or _aten_why_not(p) is not None:
         return None  # there is nothing faster to hand it to
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "this GPU"
+    if not measured.points(name):
+        return f"nothing is measured on {name}: `python -m fusedrnn tune` checks and times it there"
     faster = measured.faster(p, name, tf32=products.layers_allow_tf32())
-    if faster is not None:
-        return None if faster == "cuda" else f"measured slower than cuDNN for such sizes on {name}"
-    if gpu_plan.slower_than_cudnn(p):
-        return "by its planner's model slower than cuDNN; `python -m fusedrnn tune` measures it on this GPU"
+    if faster == "aten":
+        return f"measured slower than cuDNN on {name} for such sizes"
+    if faster is None and gpu_plan.slower_than_cudnn(p):
+        return "no such size is measured, and by its planner's model it is slower than cuDNN"
     return None
 
 
