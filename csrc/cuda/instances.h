@@ -31,7 +31,7 @@ constexpr Shape kShapes[] = {
     {2, true, true, kCta, 256, 256, 1, 1, {1, 0}},       {2, true, true, kCta, 384, 384, 1, 1, {1, 0}},
     {2, true, false, kCluster, 256, 64, 2, 4, {1, 2}},   {2, true, false, kCluster, 384, 48, 4, 8, {1, 2}},
     {2, true, false, kCluster, 512, 64, 2, 8, {1, 2}},   {2, true, false, kCluster, 512, 32, 4, 16, {1, 2}},
-    {2, true, false, kCluster, 768, 48, 2, 16, {1, 2}},  {2, false, true, kScatter, 256, 64, 2, 4, {1, 2}},
+    {2, true, false, kCluster, 768, 48, 2, 16, {1, 0}},  {2, false, true, kScatter, 256, 64, 2, 4, {1, 2}},
     {2, false, true, kScatter, 384, 96, 2, 4, {1, 0}},   {2, false, true, kCluster, 384, 48, 4, 8, {1, 2}},
     {2, false, true, kScatter, 512, 64, 2, 8, {1, 2}},   {2, false, true, kScatter, 512, 32, 4, 16, {1, 2}},
     {2, false, true, kScatter, 768, 48, 2, 16, {1, 0}},  {2, false, true, kCluster, 768, 48, 4, 16, {1, 0}},
@@ -60,7 +60,7 @@ constexpr int other_registers(const Instance& i) {
   const int once = forward ? 30 + 16 * gates : 48 + 12 * gates, chain = forward ? 16 + 8 * gates : 20 + 8 * gates;
   const bool grid = regime_of(i.exchange) == Regime::grid;
   const bool in_turns = grid && footprint(i).k_tiles / 2 > grid_chunk(i);
-  const int in_flight = grid                              ? 4 * grid_chunk(i) + 8 * in_turns
+  const int in_flight = grid                              ? 4 * grid_chunk(i) + 32 * in_turns
                         : i.exchange == Exchange::scatter ? 2 * footprint(i).k_tiles
                                                           : 0;
   const int of_cluster = i.exchange == Exchange::cluster ? 6 + 3 * i.cluster / 4 : 0;

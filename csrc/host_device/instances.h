@@ -6,7 +6,7 @@
 #include "cuda/instance.h"
 
 namespace fusedrnn::cuda {
-namespace host_device {
+namespace small {
 struct Shape {
   Pass pass;
   Exchange exchange;
@@ -49,6 +49,6 @@ constexpr auto table() {
   each([&](const Instance& i) { all[n++] = i; });
   return all;
 }
-}  // namespace host_device
-inline constexpr auto kInstances = host_device::table();
+}  // namespace small
+inline constexpr auto kInstances = small::table();
 }  // namespace fusedrnn::cuda
