@@ -11,12 +11,14 @@ import os
 from typing import Any
 
 import pytest
+import torch
 from bare import label
-from cuda_check import PRECISIONS, Case, check, host, rows, run_row
+from cuda_check import PRECISIONS, RESERVED, Case, check, host, rows, run_row
 
 from fusedrnn import _build
+from fusedrnn.spec import GRU, LSTM
 
-pytestmark = pytest.mark.usefixtures("library", "one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("library", "one_thread")]  # it compiles them first
 MASKS = list(itertools.product((False, True), repeat=2))
 
 
@@ -54,3 +56,44 @@ def test_every_persistent_kernel(cell: Any, precision: str) -> None:
         tried += 1
         run_row(row)
     assert tried >= 8
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "tf32", "fp32"])
+def test_a_users_nan_is_not_the_grids_sentinel(cell: Any, precision: str) -> None:
+    """The grid polls for anything but 0xffffffff: inputs of nothing else must come out as another NaN, and not hang."""
+    dtype = PRECISIONS[precision]
+
+    def ones(*shape: int) -> torch.Tensor:
+        words = torch.full(shape, -1, dtype=torch.int16 if dtype.itemsize == 2 else torch.int32)
+        return words.view(dtype)
+
+    T, B, H, G, Z = 4, 3, 64, len(cell.gates), len(cell.kept)
+    w, lstm = torch.zeros(1, G * H, H, dtype=dtype), cell is LSTM
+    state = ones(1, B, H)
+    route = 4 + (8 if precision == "tf32" else 0)
+    y, *_ = host().scan(
+        ones(T, B, 1, G * H),
+        state,
+        state if lstm else None,
+        w,
+        None,
+        None,
+        None,
+        *RESERVED,
+        cell.code,
+        1,
+        True,
+        route=route,
+    )
+    kept = (
+        ones(T, B, 1, Z * H) if Z else ones(0),
+        ones(T, B, 1, H),
+        state,
+        *((ones(T, B, 1, H), state) if lstm else (None, None)),
+    )
+    dgates_x, _, _, dq = host().scan_backward(
+        ones(T, B, 1, H), state, None, None, state if lstm else None, *kept, w, None, None, cell.code, 1, route
+    )
+    for found in (y, dgates_x, *([dq] if cell is GRU else [])):
+        assert found.isnan().all() or cell.name == "rnn_relu"
+        assert not (found.view(torch.int16 if dtype.itemsize == 2 else torch.int32) == -1).any()

@@ -22,7 +22,7 @@ from fusedrnn import _build, adjoint, backends, ops, packed, products
 from fusedrnn.errors import UnsupportedProblem
 from fusedrnn.spec import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec
 
-pytestmark = [needs_kernel, pytest.mark.usefixtures("stand_in", "one_thread")]
+pytestmark = [needs_kernel, pytest.mark.slow, pytest.mark.usefixtures("stand_in", "one_thread")]
 DOUBLE = torch.double
 LENGTHS = [3, 6, 1, 6]
 
@@ -98,7 +98,6 @@ def test_masks_equal_the_references(cell: CellSpec, recompute: bool) -> None:
     assert_same(found, run())
 
 
-@pytest.mark.slow
 def test_second_derivatives(cell: CellSpec) -> None:
     layer = Bare(cell, 2, 3, backend="cuda", bidirectional=True).double()
     x, hx = torch.randn(3, 2, 2, dtype=DOUBLE, requires_grad=True), initial(layer, 2, requires_grad=True)

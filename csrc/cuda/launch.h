@@ -31,8 +31,8 @@ template <class... Arguments>
 void launch_kernel(const void* kernel, const Launch& launch, void*, Arguments... arguments) {
   const auto body = reinterpret_cast<void (*)(Arguments...)>(const_cast<void*>(kernel));
   const bool independent = launch.cluster == 1 && !launch.resident;
-  stand_in::launch(
-      launch.ctas, launch.threads, launch.cluster, launch.smem_bytes, stand_in::seed(), [=] { body(arguments...); },
+  host_device::launch(
+      launch.ctas, launch.threads, launch.cluster, launch.smem_bytes, host_device::seed(), [=] { body(arguments...); },
       independent       ? std::max(4, 512 / launch.threads)
       : launch.resident ? 0
                         : std::max(1, 8 / launch.cluster) * launch.cluster);

@@ -52,12 +52,13 @@ pack_weights(const char* given, char* packed, int H) {
   for (int j = 0; j < 4 * L::kPack; ++j) {
     const WeightIndex x = weight_index<I>(rank, warp, k_tile, m, lane, j / L::kPack, j % L::kPack);
     const bool real = x.row < H && x.column < H;  // zero weights keep the units beyond H zero for ever
-    to[j] = real ? operand<typename L::Element>(w[static_cast<size_t>(x.gate * H + x.row) * H + x.column]) : 0;
+    to[j] = real ? operand<typename L::Element>(load_global(w + static_cast<size_t>(x.gate * H + x.row) * H + x.column))
+                 : 0;
   }
 }
 
 FR_DEV int row_length(const int64_t* lengths, int64_t at, int T) {
-  const int64_t length = lengths ? lengths[at] : T;
+  const int64_t length = lengths ? load_global(lengths + at) : T;
   return length < 0 ? 0 : length < T ? static_cast<int>(length) : T;
 }
 
@@ -79,9 +80,9 @@ pack_cuts(const CutsParams p) {
     const int length = row_length(p.lengths, s * p.length_s + row * p.length_b, p.T);
     if (q >= length || (backwards && q == 0)) continue;
     const int64_t t = backwards ? length - q : q;
-    bits |= static_cast<uint32_t>(p.reset[t * p.reset_t + row * p.reset_b + s * p.reset_s]) << r;
+    bits |= static_cast<uint32_t>(load_global(p.reset + t * p.reset_t + row * p.reset_b + s * p.reset_s)) << r;
   }
-  p.cuts[i] = static_cast<uint8_t>(bits);
+  store_global(p.cuts + i, static_cast<uint8_t>(bits));
 }
 
 // Fills every real row of an output whose rows lie packed with ones: only the device knows how many they are.

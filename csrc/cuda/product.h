@@ -63,8 +63,8 @@ FR_DEV float bias_of(const Params& p, const Place<I>& c, int gate, int f) {
   using L = Layout<I>;
   const int unit = c.unit0 + row_unit(c.lane >> 2) + 2 * (f + c.half), H = L::hidden(p);
   if (L::kBackward || !p.bias || unit >= H) return 0;
-  const typename L::Word word =
-      reinterpret_cast<const typename L::Word*>(p.bias)[(static_cast<ptrdiff_t>(c.stream) * L::kG + gate) * H + unit];
+  const typename L::Word word = load_global(reinterpret_cast<const typename L::Word*>(p.bias) +
+                                            (static_cast<ptrdiff_t>(c.stream) * L::kG + gate) * H + unit);
   if constexpr (L::kPack == 1) {
     return bits_float(word);
   } else {

@@ -48,8 +48,8 @@ void run_steps(const Call& call, void* scratch, [[maybe_unused]] void* stream) {
                                                                                                                step);
     check(cudaGetLastError());
 #else
-    stand_in::launch(
-        static_cast<int>(ctas()), kStepThreads, 1, Tile::kSmemBytes, stand_in::seed(),
+    host_device::launch(
+        static_cast<int>(ctas()), kStepThreads, 1, Tile::kSmemBytes, host_device::seed(),
         [=] { time_step<P, C, kPass>(given, step); }, 1);
 #endif
   }

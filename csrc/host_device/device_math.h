@@ -95,7 +95,7 @@ void mma(float (&c)[4], const uint4& a, uint32_t b0, uint32_t b1) {
     float* c;
     uint32_t a[4], b[2];
   } argument{c, {a.x, a.y, a.z, a.w}, {b0, b1}};
-  stand_in::collective<Argument>(&argument, [](Argument** lanes) {
+  host_device::collective<Argument>(&argument, [](Argument** lanes) {
     static float rows[16][kDepth], columns[8][kDepth];
     for (int i = 0; i < 32; i++)
       for (int e = 0; e < kPack; e++) {
@@ -113,7 +113,7 @@ void mma(float (&c)[4], const uint4& a, uint32_t b0, uint32_t b1) {
   });
 }
 inline uint32_t movmatrix(uint32_t v) {
-  stand_in::collective<uint32_t>(&v, [](uint32_t** lanes) {
+  host_device::collective<uint32_t>(&v, [](uint32_t** lanes) {
     uint32_t in[32];
     for (int i = 0; i < 32; i++) in[i] = *lanes[i];
     for (int i = 0; i < 32; i++) {

@@ -29,7 +29,7 @@ fusedrnn_switch_fiber: sub sp,sp,#160
 #error "the stand-in for CUDA devices knows how to switch stacks on x86-64 and AArch64 only"
 #endif
 
-namespace fusedrnn::stand_in {
+namespace fusedrnn::host_device {
 // Stacks are kept for the next launch: the operating system clears fresh ones, which costs more than a small kernel.
 class Stack {
  public:
@@ -67,4 +67,4 @@ class Stack {
   }
   std::unique_ptr<char[]> bytes_;
 };
-}  // namespace fusedrnn::stand_in
+}  // namespace fusedrnn::host_device

@@ -19,6 +19,7 @@ constexpr Shape kShapes[] = {
     {kForward, Exchange::cta, true, 32, 32, 8, 1, 1, 1, 1, -1},
     {kForward, Exchange::cta, false, 64, 64, 16, 2, 2, 99, 1, kGru},
     {kForward, Exchange::cluster, true, 64, 32, 8, 2, 2, 99, 2, -1},
+    {kForward, Exchange::cluster, true, 64, 32, 8, 1, 1, 99, 2, kGru},  // a warp finishes both halves of its units
     {kForward, Exchange::grid, true, 64, 16, 8, 1, 2, 1, 1, -1},
     {kForward, Exchange::grid, false, 128, 32, 8, 2, 4, 99, 1, kLstm},
     {kForward, Exchange::split, false, 64, 16, 8, 2, 2, 99, 2, -1},
@@ -26,6 +27,7 @@ constexpr Shape kShapes[] = {
     {kBackward, Exchange::cta, false, 64, 64, 16, 2, 2, 99, 1, kGru},
     {kBackward, Exchange::cluster, true, 64, 32, 8, 1, 2, 99, 2, kGru},
     {kBackward, Exchange::scatter, true, 64, 32, 8, 2, 2, 5, 2, -1},
+    {kBackward, Exchange::scatter, true, 64, 32, 8, 1, 2, 99, 2, kGru},  // one chain: a warp can be a step late
     {kBackward, Exchange::grid, true, 64, 16, 8, 1, 2, 99, 1, -1},
     {kBackward, Exchange::split, false, 64, 16, 8, 1, 2, 1, 2, -1},
 };

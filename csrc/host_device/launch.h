@@ -2,7 +2,7 @@
 #pragma once
 #include "host_device/machine.h"
 
-namespace fusedrnn::stand_in {
+namespace fusedrnn::host_device {
 extern "C" inline void fusedrnn_fiber_entry() {
   machine()->kernel();
   Fiber* const f = current();
@@ -92,4 +92,4 @@ inline void launch(int grid, int threads, int cluster, int smem_bytes, unsigned 
   for (int first = 0; first < grid; first += resident)
     launch_wave(first, std::min(resident, grid - first), threads, cluster, smem_bytes, seed + unsigned(first), kernel);
 }
-}  // namespace fusedrnn::stand_in
+}  // namespace fusedrnn::host_device

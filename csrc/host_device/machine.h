@@ -18,7 +18,7 @@
 
 #include "host_device/fibers.h"
 
-namespace fusedrnn::stand_in {
+namespace fusedrnn::host_device {
 struct Cta;
 struct Warp;
 
@@ -202,4 +202,4 @@ void collective(A* argument, void (*operation)(A**)) {
   for (Fiber* lane : w->lanes)
     if (lane != f && !lane->done) mark_ready(lane);
 }
-}  // namespace fusedrnn::stand_in
+}  // namespace fusedrnn::host_device

@@ -41,9 +41,9 @@ const char* cuda_last_error() { return error.c_str(); }
 // Global memory that the kernels may touch from now on; without an address, none but the scratch.
 void cuda_memory(const char* first, int64_t bytes) {
   if (first)
-    stand_in::memory()[first] = size_t(bytes);
+    host_device::memory()[first] = size_t(bytes);
   else
-    stand_in::memory().clear();
+    host_device::memory().clear();
 }
 
 // A row of the table of instances as numbers, in the order of its fields. Returns 0 behind the last row.
@@ -70,15 +70,15 @@ int cuda_run(const int64_t* values, int row, unsigned seed) {
     const int groups = int((call.problem.B + i.group_rows() - 1) / i.group_rows());
     plan = {regime_of(i.exchange), row, groups, i.team(), i.cluster, i.threads(), footprint_smem_bytes(i), 0, 0};
   }
-  stand_in::seed() = seed;
+  host_device::seed() = seed;
   try {
     const size_t bytes = scratch_bytes(call, plan);
     std::vector<double> scratch(bytes / sizeof(double) + 64, double(NAN));
     char* first = reinterpret_cast<char*>(scratch.data());
     first += 256 - reinterpret_cast<uintptr_t>(first) % 256;  // as the allocator of a GPU aligns
-    stand_in::memory()[first] = bytes;
+    host_device::memory()[first] = bytes;
     run(call, plan, first, nullptr);
-    stand_in::memory().erase(first);
+    host_device::memory().erase(first);
   } catch (const std::exception& fault) {
     error = fault.what();
   }

@@ -7,7 +7,7 @@
 
 namespace {
 using namespace fusedrnn::cuda;
-namespace host = fusedrnn::stand_in;
+namespace host = fusedrnn::host_device;
 int failures = 0;
 alignas(16) uint32_t global[64];
 
