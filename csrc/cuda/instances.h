@@ -26,8 +26,8 @@ struct Shape {
 constexpr Exchange kCta = Exchange::cta, kCluster = Exchange::cluster, kScatter = Exchange::scatter,
                    kGrid = Exchange::grid, kSplit = Exchange::split;
 constexpr Shape kShapes[] = {
-    {2, true, true, kCta, 32, 32, 1, 1, {1, 0}},         {2, true, true, kCta, 64, 64, 2, 1, {1, 2}},
-    {2, true, true, kCta, 128, 128, 1, 1, {1, 2}},       {2, true, true, kCta, 192, 192, 1, 1, {1, 0}},
+    {2, true, true, kCta, 32, 32, 1, 1, {1, 0}},         {2, true, true, kCta, 64, 64, 2, 1, {1, 0}},
+    {2, true, true, kCta, 128, 128, 1, 1, {1, 0}},       {2, true, true, kCta, 192, 192, 1, 1, {1, 0}},
     {2, true, true, kCta, 256, 256, 1, 1, {1, 0}},       {2, true, true, kCta, 384, 384, 1, 1, {1, 0}},
     {2, true, false, kCluster, 256, 64, 2, 4, {1, 2}},   {2, true, false, kCluster, 384, 48, 4, 8, {1, 2}},
     {2, true, false, kCluster, 512, 64, 2, 8, {1, 2}},   {2, true, false, kCluster, 512, 32, 4, 16, {1, 2}},
@@ -41,13 +41,14 @@ constexpr Shape kShapes[] = {
     {2, true, true, kGrid, 1536, 16, 8, 1, {1, 2}},      {2, true, true, kGrid, 2048, 16, 8, 1, {1, 2}},
     {2, true, false, kSplit, 1024, 16, 8, 2, {1, 2, 4}}, {2, true, false, kSplit, 1536, 16, 8, 2, {2, 0}},
     {2, true, false, kSplit, 2048, 16, 8, 2, {2, 0}},    {2, false, true, kSplit, 1024, 16, 8, 8, {1, 4}},
-    {2, false, true, kSplit, 1536, 16, 8, 8, {1, 4}},    {2, false, true, kSplit, 2048, 16, 8, 4, {1, 4}},
-    {4, true, true, kCta, 32, 32, 1, 1, {1, 0}},         {4, true, true, kCta, 64, 64, 2, 1, {1, 2}},
-    {4, true, true, kCta, 128, 128, 1, 1, {1, 0}},       {4, true, false, kCluster, 256, 32, 4, 8, {1, 2}},
-    {4, true, false, kCluster, 512, 32, 4, 16, {1, 2}},  {4, false, true, kScatter, 256, 32, 4, 8, {1, 2}},
-    {4, false, true, kScatter, 512, 32, 4, 16, {1, 2}},  {4, true, true, kGrid, 128, 16, 4, 1, {1, 2}},
-    {4, true, true, kGrid, 256, 16, 8, 1, {1, 2}},       {4, true, true, kGrid, 512, 16, 8, 1, {1, 2}},
-    {4, true, true, kGrid, 768, 16, 8, 1, {1, 2}},       {4, true, true, kGrid, 1024, 16, 8, 1, {1, 0}},
+    {2, false, true, kSplit, 1024, 16, 8, 4, {1, 2, 4}}, {2, false, true, kSplit, 1536, 16, 8, 8, {1, 4}},
+    {2, false, true, kSplit, 2048, 16, 8, 4, {1, 4}},    {4, true, true, kCta, 32, 32, 1, 1, {1, 0}},
+    {4, true, true, kCta, 64, 64, 2, 1, {1, 0}},         {4, true, true, kCta, 128, 128, 1, 1, {1, 0}},
+    {4, true, false, kCluster, 256, 32, 4, 8, {1, 2}},   {4, true, false, kCluster, 512, 32, 4, 16, {1, 2}},
+    {4, false, true, kScatter, 256, 32, 4, 8, {1, 2}},   {4, false, true, kScatter, 512, 32, 4, 16, {1, 2}},
+    {4, true, true, kGrid, 128, 16, 4, 1, {1, 2}},       {4, true, true, kGrid, 256, 16, 8, 1, {1, 2}},
+    {4, true, true, kGrid, 512, 16, 8, 1, {1, 2}},       {4, true, true, kGrid, 768, 16, 8, 1, {1, 2}},
+    {4, true, true, kGrid, 1024, 16, 8, 1, {1, 0}},
 };
 
 constexpr int least(int a, int b) { return a < b ? a : b; }
