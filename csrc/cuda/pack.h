@@ -35,8 +35,7 @@ FR_DEV WeightIndex weight_index(int rank, int warp, int k_tile, int m, int lane,
 
 // The tiles of a lane follow each other by rank, warp, and then k_tile, m; scatter: m, k_tile.
 template <Instance I>
-FR_KERNEL(kPackThreads)
-pack_weights(const char* given, char* packed, int H) {
+FR_DEV void pack_weights(const char* given, char* packed, int H) {
   using L = Layout<I>;
   using Word = typename L::Word;
   constexpr bool kScatter = I.exchange == Exchange::scatter;

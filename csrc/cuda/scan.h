@@ -108,8 +108,7 @@ FR_DEV void scan_with(const Params& p) {
 }
 
 template <Instance I>
-FR_KERNEL(I.threads())
-scan(const Params p) {
+FR_DEV void scan(const Params& p) {
   if constexpr (I.exchange == Exchange::cta) scan_with<I, CtaExchange<I>>(p);
   if constexpr (I.exchange == Exchange::grid) scan_with<I, GridExchange<I>>(p);
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900

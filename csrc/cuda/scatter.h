@@ -158,8 +158,7 @@ FR_DEV void scan_scattering(const Params& p) {
 #endif
 
 template <Instance I>
-FR_KERNEL(I.threads())
-scan_scatter(const Params p) {
+FR_DEV void scan_scatter(const Params& p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   scan_scattering<I>(p);
 #endif

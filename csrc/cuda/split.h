@@ -108,8 +108,7 @@ FR_DEV void scan_splitting(const Params& p) {
 #endif
 
 template <Instance I>
-FR_KERNEL(I.threads())
-scan_split(const Params p) {
+FR_DEV void scan_split(const Params& p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   scan_splitting<I>(p);
 #endif
