@@ -31,8 +31,9 @@ gpu: ## what needs an NVIDIA GPU: build, constants, parity, sanitizers, the grid
 	$(PYTHON) tools/gpu.py $(if $(STAGE),--stage $(STAGE)) $(if $(OUT),--out $(OUT)) $(ARGS)
 kernels-check: ## compile the CUDA kernels and read what ptxas says, 0 spills: no GPU, no torch
 	@$(PYTHON) tools/kernels_check.py $(CUDA_ARCHS)
-mutations: setup ## compile the CPU kernel with one fault at a time, every wait for other threads left out among them
+mutations: setup ## the CPU and CUDA kernels with one fault at a time, each wait left out among them; their checks have to see it
 	$(PY) tools/mutate.py
+	$(PY) tools/mutate_cuda.py
 clean: ## remove .venv and everything built
 	rm -rf .venv build dist *.egg-info fusedrnn/*.so fusedrnn/_build.json .mypy_cache .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +
