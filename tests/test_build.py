@@ -134,6 +134,7 @@ def test_setup_and_cmake_compile_the_same_sources(cmake: tuple[str, Path]) -> No
     expected = {"_C": sources.ops(), "_plan": sources.plan()}
     expected |= {path.stem: [f"tests/cpp/{path.name}"] for path in (ROOT / "tests" / "cpp").glob("test_*.cpp")}
     expected |= {f"kernel_{isa}": sources.kernels() for isa in isas}
+    expected["host_device"] = [name for name in sources.cuda() if name.endswith(".cpp")]
     assert {name: sorted(files) for name, files in built.items()} == {
         name: sorted(files) for name, files in expected.items()
     }

@@ -37,7 +37,7 @@ const KernelTable& kernels_of(Precision precision, Pass pass) {
 }
 Kernel kernel_of(int row) {
   const Instance& i = kInstances[row];
-  switch (i.cell) {
+  switch (i.cell) {  // NOLINT(bugprone-branch-clone): the branches differ in a template argument
     case kGru:
       return kernels_of<kGru>(i.precision, i.pass)[row];
     case kLstm:

@@ -90,7 +90,7 @@ float element(uint32_t word, [[maybe_unused]] int e) {  // as the tensor core se
 }
 template <class P>
 void mma(float (&c)[4], const uint4& a, uint32_t b0, uint32_t b1) {
-  constexpr int kPack = P::PACK, kDepth = 8 * kPack;  // m16n8k16, or m16n8k8
+  static constexpr int kPack = P::PACK, kDepth = 8 * kPack;  // m16n8k16, or m16n8k8
   struct Argument {
     float* c;
     uint32_t a[4], b[2];

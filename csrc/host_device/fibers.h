@@ -48,11 +48,12 @@ class Stack {
   }
   // What to switch to so that `entry` starts on this stack. It must not return.
   void* start(void (*entry)()) const {
-    void** top = reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(bytes_.get()) + kBytes) & ~uintptr_t(15));
+    const uintptr_t odd = (reinterpret_cast<uintptr_t>(bytes_.get()) + kBytes) % 16;
+    void** top = reinterpret_cast<void**>(bytes_.get() + kBytes - odd);
 #if defined(__x86_64__)
     *--top = nullptr;  // the entry's return address: a called function finds its stack 8 bytes off 16
     *--top = reinterpret_cast<void*>(entry);
-    return top - 6;
+    return static_cast<void*>(top - 6);
 #else
     top -= 20;
     top[11] = reinterpret_cast<void*>(entry);  // x30

@@ -8,7 +8,8 @@ extern "C" inline void fusedrnn_fiber_entry() {
   Fiber* const f = current();
   f->done = true;
   f->warp->cta->alive--;
-  if (--f->warp->alive && f->warp->arrived == f->warp->alive)
+  f->warp->alive--;
+  if (f->warp->alive && f->warp->arrived == f->warp->alive)
     note_error("a lane left its warp, which waits in a collective");
   wait();
 }
