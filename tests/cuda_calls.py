@@ -1,6 +1,6 @@
 """Calls of the CUDA kernels, compiled by g++ and run on the CPU (csrc/host_device), against the reference in float64.
 
-Used by the tests and by tools/mutate_cuda.py. Outputs begin as NaN, and the stand-in refuses an access outside the
+Run by tools/mutate_cuda.py. Outputs begin as NaN, and the stand-in refuses an access outside the
 tensors of the call.
 """
 
