@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from gpu_environment import environment, torch_facts
+from gpu_environment import digest, environment, torch_facts
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = {"build": 120, "micro": 20, "parity": 110, "sanitize": 75, "grid": 180, "studies": 30}
@@ -148,11 +148,14 @@ def finished(constants: Path) -> bool:
 
 
 def _parity(record: Path, status: int, output: str) -> str:
-    """By the record, which holds earlier calls too: pytest's status tells of this one alone."""
-    outcomes = [row["outcome"] for row in csv.DictReader(record.open())] if record.exists() else []
+    """By what the record holds of these sources, from earlier calls too: pytest's status tells of this one alone."""
+    rows = csv.DictReader(record.open()) if record.exists() else ()
+    sources = digest()
+    outcomes = [row["outcome"] for row in rows if row["sources"] == sources]
     if bad := sum(outcome not in ("passed", "skipped") for outcome in outcomes):
         return f"{FAILED}: {bad} of {len(outcomes)} tests"
-    return OK if status in (0, 5) and outcomes else f"{FAILED}: status {status}, {len(outcomes)} tests recorded"
+    right = status in (0, 5) and "passed" in outcomes
+    return OK if right else f"{FAILED}: status {status}, {outcomes.count('passed')} tests passed"
 
 
 def _sanitized(status: int, output: str) -> str:
