@@ -8,7 +8,7 @@ import close
 import problems
 import pytest
 import torch
-from problems import BACKENDS, DTYPES, Case, Problem
+from problems import BACKENDS, DEVICE, DTYPES, Case, Problem
 from torch import Tensor
 
 import fusedrnn
@@ -51,6 +51,9 @@ def name(case: Case) -> str:
 def faults(problem: Problem, backends: tuple[str, ...], dtypes: tuple[str, ...]) -> list[str]:
     """What is wrong, a line a backend and dtype."""
     found, truth = [], problems.truth(problem)
+    backends, dtypes = (
+        [name for name in names if name in all] for names, all in ((backends, BACKENDS), (dtypes, DTYPES))
+    )
     for kind in dtypes:
         dtype, allowed = DTYPES[kind]
         with problems.products(allowed):
@@ -70,7 +73,7 @@ def check(
     problem: Problem, backend: str, dtype: torch.dtype, truth: dict[str, Tensor], torchs: dict[str, Tensor]
 ) -> None:
     layer = problems.fused(problem, backend, dtype)
-    told = fusedrnn.explain(layer, problem.x.to("cuda", dtype), **problem.masks)
+    told = fusedrnn.explain(layer, problem.x.to(DEVICE, dtype), **problem.masks)
     result = problems.results(problem, layer)
     assert str(told.chosen).split(":")[0] == {"cudnn": "aten"}.get(backend, backend).split(":")[0], told
     if dtype is torch.float64:
