@@ -11,7 +11,7 @@ import pytest
 import torch
 from cuda_check import host
 
-from fusedrnn import _build, adjoint, backends, ops, products
+from fusedrnn import _build, adjoint, autograd, backends, ops, products
 
 
 @contextmanager
@@ -31,10 +31,11 @@ def stand_in() -> Iterator[None]:
 
 @functools.cache
 def _formulas() -> None:
-    """What the ops have in Python, for those under the other name: the adjoint's own formula, and no data."""
+    """What the ops have in Python, for those under the other name: their formulas, and what they do without data."""
     if _build.compiler() is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("there is no C++ compiler: the CUDA kernels do not run")
     host()
+    torch.library.register_autograd("fusedrnn_host::scan", autograd._backward, setup_context=autograd._setup)
     torch.library.register_autograd("fusedrnn_host::scan_backward", adjoint._backward, setup_context=adjoint._setup)
     torch.library.register_fake("fusedrnn_host::scan", ops._scan_fake)
     torch.library.register_fake("fusedrnn_host::scan_backward", ops._scan_backward_fake)

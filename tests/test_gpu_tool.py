@@ -203,6 +203,12 @@ def test_a_program_that_is_not_here_is_left_out(tmp_path: Path) -> None:
     assert "skipped: no-such-program is not here" in (tmp_path / "sanitize.txt").read_text()
 
 
+def test_commands_find_the_package_of_the_checkout(tmp_path: Path) -> None:
+    text = "import fusedrnn; print(fusedrnn.__file__)"
+    assert gpu.run_stage("grid", [script(text, into="micro.csv")], tmp_path, 60) == gpu.OK
+    assert Path((tmp_path / "micro.csv").read_text().splitlines()[-1]).parents[1] == ROOT
+
+
 def test_a_child_that_asks_for_it_is_called_again(tmp_path: Path) -> None:
     count = tmp_path / "count"
     text = (
@@ -322,7 +328,8 @@ def test_the_architecture_as_nvcc_calls_it(capability: tuple[int, int], arch: st
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_rehearsal_of_everything_needs_no_gpu(tmp_path: Path) -> None:
+def test_a_rehearsal_of_everything_needs_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     command = [PY, "tools/gpu.py", "--dry-run", "--out", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -204,7 +204,7 @@ def execute(step: Step, out: Path, seconds: float) -> tuple[int | None, str]:
         child = subprocess.Popen(
             step.command,
             cwd=ROOT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **step.env},
+            env={**surroundings(), **step.env},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -222,6 +222,12 @@ def execute(step: Step, out: Path, seconds: float) -> tuple[int | None, str]:
             _end(child)
             reader.join(5)
     return status, "".join(lines)
+
+
+def surroundings() -> dict[str, str]:
+    """The environment of every command: the package is taken from the checkout, where it was built."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
 
 
 def _tee(source: IO[str], files: Sequence[IO[str]], lines: list[str]) -> None:
@@ -248,7 +254,9 @@ def rehearse(stage: str, todo: Sequence[Step]) -> list[str]:
         faults += [f"{stage}: {name} is not here" for name in absent(step.command)]
         program = (step.rehearsal or [""])[0]
         if program and shutil.which(program) and step.rehearsal:
-            done = subprocess.run(step.rehearsal, cwd=ROOT, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                step.rehearsal, cwd=ROOT, env=surroundings(), capture_output=True, text=True, check=False
+            )
             if done.returncode != 0:
                 told = (done.stdout + done.stderr).strip().splitlines()[-3:]
                 faults.append(f"{stage}: {' '.join(map(_short, step.rehearsal))}: {' / '.join(told)}")

@@ -82,6 +82,9 @@ def make(case: Case, seed: int = 0) -> Problem:
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(exact(parameter))
+    x = exact(torch.randn(case.T, case.B, case.I, generator=generator, dtype=torch.double))
+    if kind == "relu":
+        _away_from_the_kink(layer, x, generator)
     edge = (case.L * case.D, case.B, case.H)
     normal = lambda *size: exact(torch.randn(size, generator=generator, dtype=torch.double))  # noqa: E731
     hx = None
@@ -92,7 +95,18 @@ def make(case: Case, seed: int = 0) -> Problem:
         lengths = torch.randint(0 if case.reset else 1, case.T + 1, (case.B,), generator=generator)
         lengths[0] = case.T
     reset = torch.rand(case.T, case.B, generator=generator) < 0.2 if case.reset else None
-    return Problem(case, layer, normal(case.T, case.B, case.I), hx, lengths, reset)
+    return Problem(case, layer, x, hx, lengths, reset)
+
+
+def _away_from_the_kink(layer: nn.RNNBase, x: Tensor, generator: torch.Generator) -> None:
+    """Makes every sum that relu sees about 8 or -8: near 0, rounding alone decides whether a gradient passes."""
+    x[..., 0].copy_(torch.randint(0, 2, x.shape[:2], generator=generator) * 2 - 1)
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            parameter.div_(4)
+            if name.startswith("weight_ih"):
+                signs = torch.randint(0, 2, parameter.shape[:1], generator=generator) * 2 - 1
+                parameter[:, 0].copy_(8 * signs)
 
 
 def fused(problem: Problem, backend: str, dtype: torch.dtype, device: str = DEVICE) -> nn.Module:
