@@ -274,6 +274,7 @@ def test_a_signal_ends_the_command_and_the_record_says_so(tmp_path: Path) -> Non
         f"sys.exit(gpu.run_all(['micro'], {{'micro': 50}}, gpu.Machine(sys.executable, Path({str(tmp_path)!r})),"
         " lambda *_: [step]))"
     )
+    (tmp_path / gpu.ENVIRONMENT).write_text('{"runs": [{"stages": {}}]}')  # of an earlier call
     tool = subprocess.Popen([PY, "-c", driver], stdout=subprocess.DEVNULL)
     rows = tmp_path / "micro.csv"
     assert until(lambda: rows.exists() and rows.read_text() == "row,1\n" and pid.exists())
@@ -281,6 +282,7 @@ def test_a_signal_ends_the_command_and_the_record_says_so(tmp_path: Path) -> Non
     assert tool.wait(15) == 143
     assert until(lambda: gone(int(pid.read_text())))
     assert results(tmp_path) == {"micro": gpu.CUT}
+    assert len(json.loads((tmp_path / gpu.ENVIRONMENT).read_text())["runs"]) == 2
 
 
 def test_a_rehearsal_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.gpu)
         if REHEARSAL:
             case = getattr(item, "callspec", None) and item.callspec.params.get("case")
-            if isinstance(case, Case) and (case.B > 9 or case.H > 100 or case.H in (8, 63)):
+            if isinstance(case, Case) and (case.B > 12 or case.H > 100 or case.H in (8, 63)):
                 item.add_marker(pytest.mark.skip(reason="not in a rehearsal, which is to be short"))
         elif not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason=f"needs an NVIDIA GPU: torch {torch.__version__} sees none"))
