@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,6 +136,24 @@ def test_mutations_find_their_places() -> None:
     assert len(names) == len(set(names)) == waits + len(mutate.MUTATIONS)
     with pytest.raises(ValueError, match="mend"):
         mutate.mutated(sources | {mutate.BARRIER: "#pragma once\n"})
+
+
+def test_cuda_mutations_find_their_places(tmp_path: Path) -> None:
+    """Every wait in the kernels is left out in turn, and what is said to be harmless is still there."""
+    spec = importlib.util.spec_from_file_location("cuda_faults", ROOT / "tools" / "cuda_faults.py")
+    assert spec is not None
+    assert spec.loader is not None
+    faults_of = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = faults_of  # its dataclasses look there
+    spec.loader.exec_module(faults_of)
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    faults = faults_of.mutate(tmp_path)
+    kernels = [p for p in (ROOT / "csrc/cuda").glob("*.h") if p.name not in faults_of.API]
+    for name in ("cta_sync", "named_sync", "cluster_sync", "mbar_wait", "mbar_arrive_expect"):
+        calls = sum(len(re.findall(rf"\b{name}\(", path.read_text())) for path in kernels)
+        assert calls == sum(fault.what == f"no {name}" for fault in faults) > 0, name
+    for what, text in faults_of.HARMLESS:
+        assert any(fault.named(what, text) for fault in faults), f"{what}: {text}"
 
 
 def test_files_are_short() -> None:

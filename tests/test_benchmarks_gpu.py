@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from pairs import needs_kernel
+from stand_in import stand_in
 
 from benchmarks import measure, providers
 from benchmarks.__main__ import main
@@ -148,6 +151,87 @@ def test_a_spoilt_device_ends_the_process(tmp_path: Path) -> None:
     assert all("illegal memory access" in row.error for row in rows)
     assert run(tmp_path / "grid.csv") == 0
     assert {row.case for row in read(tmp_path / "grid.csv") if row.us} == {OTHER.name}
+
+
+@needs_kernel
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_rows_of_the_kernels_on_the_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = (
+        Case("gru", 6, 3, 8, 8, dtype="bf16"),
+        Case("lstm", 5, 2, 8, 8, L=2, D=2, dtype="fp32"),
+        Case("lstm", 5, 3, 8, 16, dtype="bf16", packed=True),
+        Case("rnn", 5, 2, 8, 8, dtype="bf16"),
+    )
+    monkeypatch.setattr(grid, "core", lambda: shapes[:3])
+    monkeypatch.setattr(grid, "captured", lambda call: call)
+
+    def clock(call: Callable[[], object], count: int) -> float:
+        call()
+        return 1e-3
+
+    bench = grid.Bench(torch.device("cpu"), "a GPU", clock)
+    with stand_in():
+        assert run(tmp_path / "grid.csv", bench, shapes) == 0
+    rows = read(tmp_path / "grid.csv")
+    assert not [(row.key, row.error) for row in rows if row.error]
+    assert {(row.provider, row.variant) for row in rows if row.case == shapes[0].name} == {
+        ("nn", "eager"),
+        ("nn-standard", "eager"),
+        ("fusedrnn-cuda", "eager"),
+        ("fusedrnn-cuda:step", "eager"),
+        ("fusedrnn", "eager"),
+        ("nn", "graph"),
+        ("fusedrnn-cuda", "graph"),
+    }
+    assert {row.variant for row in rows if row.packed} == {"eager"}
+    assert {row.provider for row in rows if row.case == shapes[3].name} == {"nn", "nn-standard", "fusedrnn-cuda"}
+    for row in rows:
+        who = row.provider.removeprefix("fusedrnn-")
+        assert row.backend == who.removesuffix("-standard") or row.provider == "fusedrnn"
+        assert bool(row.regime) == row.backend.startswith("cuda")
+        assert row.regime == "step" or who != "cuda:step"
+        assert row.us == pytest.approx(1e3 / row.T, rel=1e-4)
+        assert row.ratio == 1
+        assert row.n >= 2
+        assert (row.kept_bytes is None) == ((row.mode, row.variant) != ("train", "eager"))
+    assert {point.ratio for point in table.points(rows)} == {1.0}
+    assert len(table.points(rows)) == 6
+
+
+def test_a_call_that_cannot_be_captured_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(call: object) -> object:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(grid, "captured", refuse)
+    assert run(tmp_path / "grid.csv", dataclasses.replace(BENCH, graphs=True), (SMALL,)) == 0
+    rows = [row for row in read(tmp_path / "grid.csv") if row.variant == "graph"]
+    assert {row.provider for row in rows} == {"nn", OURS.name}
+    assert {row.error for row in rows} == {"RuntimeError: operation not permitted when stream is capturing"}
+
+
+def test_the_device_times_calls_by_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Event:
+        at: float | None = None
+
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = 1000.0 * len(calls)
+
+        def synchronize(self) -> None:
+            assert self.at is not None
+
+        def elapsed_time(self, end: Event) -> float:
+            assert self.at is not None
+            assert end.at is not None
+            return end.at - self.at
+
+    calls: list[int] = []
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert grid.device_clock(lambda: calls.append(1), 4) == 1.0
+    assert len(calls) == 4
 
 
 def test_rows_of_another_gpu_are_refused(tmp_path: Path) -> None:

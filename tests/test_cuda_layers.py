@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,14 +10,14 @@ import pytest
 import torch
 from bare import B, Bare, T, gradients, initial, label
 from close import assert_no_worse, assert_same
-from cuda_check import host
 from pairs import needs_kernel
+from stand_in import stand_in
 from test_functional import results
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
 import fusedrnn
-from fusedrnn import _build, adjoint, backends, ops, packed, products
+from fusedrnn import ops, packed, products
 from fusedrnn.errors import UnsupportedProblem
 from fusedrnn.spec import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec
 
@@ -27,26 +26,10 @@ DOUBLE = torch.double
 LENGTHS = [3, 6, 1, 6]
 
 
-@pytest.fixture(scope="module")
-def formulas() -> None:
-    """The adjoint's own formula, for the op under its other name."""
-    if _build.compiler() is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("there is no C++ compiler: the CUDA kernels do not run")
-    host()
-    torch.library.register_autograd("fusedrnn_host::scan_backward", adjoint._backward, setup_context=adjoint._setup)
-
-
-@pytest.fixture
-def stand_in(formulas: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The backend "cuda" takes CPU tensors, and multiplies float32 in full."""
-    monkeypatch.setattr(products, "layers_allow_tf32", lambda: False)
-    monkeypatch.setattr(ops, "scan", host().scan.default)
-    monkeypatch.setattr(ops, "scan_backward", host().scan_backward.default)
-    monkeypatch.setattr(ops, "cuda_missing", None)
-    monkeypatch.setattr(backends, "GPU", "cpu")
-    backends._remembered.cache_clear()
-    yield
-    backends._remembered.cache_clear()
+@pytest.fixture(name="stand_in")
+def _stand_in() -> Iterator[None]:
+    with stand_in():
+        yield
 
 
 @pytest.mark.parametrize("H", [1, 8, 13])

@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from gpu_environment import environment, torch_facts
+from gpu_environment import digest, environment, torch_facts
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = {"build": 120, "micro": 20, "parity": 110, "sanitize": 75, "grid": 180, "studies": 30}
@@ -148,11 +148,14 @@ def finished(constants: Path) -> bool:
 
 
 def _parity(record: Path, status: int, output: str) -> str:
-    """By the record, which holds earlier calls too: pytest's status tells of this one alone."""
-    outcomes = [row["outcome"] for row in csv.DictReader(record.open())] if record.exists() else []
+    """By what the record holds of these sources, from earlier calls too: pytest's status tells of this one alone."""
+    rows = csv.DictReader(record.open()) if record.exists() else ()
+    sources = digest()
+    outcomes = [row["outcome"] for row in rows if row["sources"] == sources]
     if bad := sum(outcome not in ("passed", "skipped") for outcome in outcomes):
         return f"{FAILED}: {bad} of {len(outcomes)} tests"
-    return OK if status in (0, 5) and outcomes else f"{FAILED}: status {status}, {len(outcomes)} tests recorded"
+    right = status in (0, 5) and "passed" in outcomes
+    return OK if right else f"{FAILED}: status {status}, {outcomes.count('passed')} tests passed"
 
 
 def _sanitized(status: int, output: str) -> str:
@@ -201,7 +204,7 @@ def execute(step: Step, out: Path, seconds: float) -> tuple[int | None, str]:
         child = subprocess.Popen(
             step.command,
             cwd=ROOT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **step.env},
+            env={**surroundings(), **step.env},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -219,6 +222,12 @@ def execute(step: Step, out: Path, seconds: float) -> tuple[int | None, str]:
             _end(child)
             reader.join(5)
     return status, "".join(lines)
+
+
+def surroundings() -> dict[str, str]:
+    """The environment of every command: the package is taken from the checkout, where it was built."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
 
 
 def _tee(source: IO[str], files: Sequence[IO[str]], lines: list[str]) -> None:
@@ -245,7 +254,9 @@ def rehearse(stage: str, todo: Sequence[Step]) -> list[str]:
         faults += [f"{stage}: {name} is not here" for name in absent(step.command)]
         program = (step.rehearsal or [""])[0]
         if program and shutil.which(program) and step.rehearsal:
-            done = subprocess.run(step.rehearsal, cwd=ROOT, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                step.rehearsal, cwd=ROOT, env=surroundings(), capture_output=True, text=True, check=False
+            )
             if done.returncode != 0:
                 told = (done.stdout + done.stderr).strip().splitlines()[-3:]
                 faults.append(f"{stage}: {' '.join(map(_short, step.rehearsal))}: {' / '.join(told)}")

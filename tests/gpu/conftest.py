@@ -2,6 +2,9 @@
 
 `FUSEDRNN_GPU_RECORD=file.csv`, which `make gpu` sets, takes a row a test. What it holds of the same sources is not run
 again. A test that hangs or spoils the device ends the process with status `AGAIN`: call once more for the rest.
+
+`FUSEDRNN_GPU_REHEARSAL=1`, which tests/test_gpu_rehearsal.py sets, runs small ones of them without a GPU, over the
+CPU's stand-in. Streams are then nothing, and what needs graphs is left out.
 """
 
 from __future__ import annotations
@@ -11,12 +14,16 @@ import importlib.util
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else deterministic mode refuses products on a GPU
 
 import pytest
 import torch
+from problems import REHEARSAL, Case
+
+from fusedrnn import backends
 
 AGAIN = 75
 ANSWER_S = 60.0
@@ -46,7 +53,7 @@ def record(test: str, outcome: str, seconds: float, message: str) -> None:
         write = csv.writer(file, lineterminator="\n").writerow
         if new:
             write(FIELDS)
-        write((SOURCES, test, outcome, f"{seconds:.2f}", " ".join(message.split())[:300]))
+        write((SOURCES, test, outcome, f"{seconds:.2f}", " ".join(message.split())[:1000]))
 
 
 def recorded() -> set[str]:
@@ -61,7 +68,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     own = [item for item in items if HERE in item.path.parents]
     for item in own:
         item.add_marker(pytest.mark.gpu)
-        if not torch.cuda.is_available():
+        if REHEARSAL:
+            case = getattr(item, "callspec", None) and item.callspec.params.get("case")
+            if isinstance(case, Case) and (case.B > 12 or case.H > 100 or case.H in (8, 63)):
+                item.add_marker(pytest.mark.skip(reason="not in a rehearsal, which is to be short"))
+        elif not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason=f"needs an NVIDIA GPU: torch {torch.__version__} sees none"))
     done = [item for item in own if item.nodeid in recorded()] if RECORD else []
     if done:
@@ -72,8 +83,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if HERE.name not in report.nodeid or (report.when != "call" and report.outcome == "passed"):
         return
-    told = report.longreprtext.strip().splitlines()[-1:] if report.outcome != "passed" else []
-    record(report.nodeid, report.outcome, report.duration, " ".join(told))
+    told = ""
+    if report.outcome == "failed":  # of the exception; longrepr is text where a fixture or the process failed
+        told = getattr(getattr(report.longrepr, "reprcrash", None), "message", report.longreprtext)
+    elif report.outcome == "skipped":
+        told = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
+    record(report.nodeid, report.outcome, report.duration, told)
     if report.outcome == "failed" and any(text in report.longreprtext for text in SPOILT):
         pytest.exit(f"the device answers nothing more to this process, after {report.nodeid}", returncode=AGAIN)
 
@@ -86,7 +101,7 @@ def _watched(request: pytest.FixtureRequest) -> Iterator[None]:
 
     timer = threading.Timer(ANSWER_S, late)
     timer.daemon = True
-    if torch.cuda.is_available():  # else it is only collected
+    if REHEARSAL or torch.cuda.is_available():  # else it is only collected
         timer.start()
     yield
     timer.cancel()
@@ -97,3 +112,38 @@ def _freed() -> Iterator[None]:
     yield
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+class _NoStream:
+    """On a CPU everything has been waited for."""
+
+    def wait_stream(self, other: _NoStream) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+if REHEARSAL:
+    from stand_in import stand_in
+
+    @pytest.fixture(autouse=True)
+    def _rehearsed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        for name, value in {
+            "Stream": _NoStream,
+            "current_stream": _NoStream,
+            "stream": nullcontext,
+            "synchronize": lambda: None,
+            "_sleep": lambda cycles: None,
+            "set_sync_debug_mode": lambda mode: None,
+            "reset_peak_memory_stats": lambda: None,
+            "memory_allocated": lambda: 0,
+            "max_memory_allocated": lambda: 0,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(backends, "_cudnn_why_not", lambda problem: None)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        with stand_in():
+            yield
+        torch.set_num_threads(threads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 
 import fusedrnn
 
+REHEARSAL = bool(os.environ.get("FUSEDRNN_GPU_REHEARSAL"))
+"""Whether the CPU takes the GPU's place (conftest.py): a mistake in these tests shall show where there is no GPU."""
+DEVICE = "cpu" if REHEARSAL else "cuda"
 REGIMES = ("cuda:step", "cuda:cta", "cuda:cluster", "cuda:grid")
 BACKENDS = ("cuda", *REGIMES, "cudnn", "reference")
 DTYPES = {
@@ -23,6 +27,9 @@ DTYPES = {
     "fp64": (torch.float64, "ieee"),
 }
 """The dtype, and what torch allows products of float32 in RNNs."""
+if REHEARSAL:
+    BACKENDS = ("cuda", "cuda:step", "cudnn", "reference")
+    DTYPES = {kind: DTYPES[kind] for kind in ("bf16", "fp32", "fp64")}
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,9 @@ def make(case: Case, seed: int = 0) -> Problem:
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(exact(parameter))
+    x = exact(torch.randn(case.T, case.B, case.I, generator=generator, dtype=torch.double))
+    if kind == "relu":
+        _away_from_the_kink(layer, x, generator)
     edge = (case.L * case.D, case.B, case.H)
     normal = lambda *size: exact(torch.randn(size, generator=generator, dtype=torch.double))  # noqa: E731
     hx = None
@@ -85,10 +95,21 @@ def make(case: Case, seed: int = 0) -> Problem:
         lengths = torch.randint(0 if case.reset else 1, case.T + 1, (case.B,), generator=generator)
         lengths[0] = case.T
     reset = torch.rand(case.T, case.B, generator=generator) < 0.2 if case.reset else None
-    return Problem(case, layer, normal(case.T, case.B, case.I), hx, lengths, reset)
+    return Problem(case, layer, x, hx, lengths, reset)
 
 
-def fused(problem: Problem, backend: str, dtype: torch.dtype, device: str = "cuda") -> nn.Module:
+def _away_from_the_kink(layer: nn.RNNBase, x: Tensor, generator: torch.Generator) -> None:
+    """Makes every sum that relu sees about 8 or -8: near 0, rounding alone decides whether a gradient passes."""
+    x[..., 0].copy_(torch.randint(0, 2, x.shape[:2], generator=generator) * 2 - 1)
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            parameter.div_(4)
+            if name.startswith("weight_ih"):
+                signs = torch.randint(0, 2, parameter.shape[:1], generator=generator) * 2 - 1
+                parameter[:, 0].copy_(8 * signs)
+
+
+def fused(problem: Problem, backend: str, dtype: torch.dtype, device: str = DEVICE) -> nn.Module:
     layer = fusedrnn.convert(copy.deepcopy(problem.layer).to(device, dtype), backend=backend)
     layer.recompute = problem.case.recompute
     return layer
@@ -101,9 +122,9 @@ def results(problem: Problem, layer: nn.Module, packed: bool = False) -> dict[st
         packed: hand torch's own layer a PackedSequence where there are lengths.
     """
     weight = next(layer.parameters())
-    x = problem.x.to(weight).requires_grad_()
+    x = problem.x.detach().to(weight).requires_grad_()
     hx = problem.hx if problem.hx is None or isinstance(problem.hx, tuple) else (problem.hx,)
-    given = [h.to(weight).requires_grad_() for h in hx or ()]
+    given = [h.detach().to(weight).requires_grad_() for h in hx or ()]
     arguments = [] if hx is None else [tuple(given) if len(given) == 2 else given[0]]
     if not packed:
         y, last = layer(x, *arguments, **{name: mask.to(weight.device) for name, mask in problem.masks.items()})
@@ -131,7 +152,7 @@ def torchs(problem: Problem, dtype: torch.dtype) -> dict[str, Tensor]:
     """What torch makes of it in this dtype on the GPU: cuDNN, where it can, else the loop of its ops."""
     if problem.reset is not None:
         return results(problem, fused(problem, "reference", dtype))
-    return results(problem, copy.deepcopy(problem.layer).to("cuda", dtype), packed=True)
+    return results(problem, copy.deepcopy(problem.layer).to(DEVICE, dtype), packed=True)
 
 
 @contextmanager

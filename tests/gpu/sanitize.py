@@ -7,6 +7,7 @@ import sys
 from itertools import product
 
 import torch
+from problems import DEVICE
 
 import fusedrnn
 from fusedrnn.errors import UnsupportedProblem
@@ -27,17 +28,18 @@ def main() -> int:
 
 
 def call(backend: str, H: int, cell: str, dtype: torch.dtype) -> None:
-    layer = getattr(fusedrnn, cell)(8, H, bidirectional=H <= 256, backend=backend, device="cuda", dtype=dtype)
-    x = torch.randn(T, B, 8, device="cuda", dtype=dtype, requires_grad=True)
-    lengths = torch.arange(B, device="cuda") % (T + 1)
-    reset = torch.zeros(T, B, dtype=torch.bool, device="cuda")
+    layer = getattr(fusedrnn, cell)(8, H, bidirectional=H <= 256, backend=backend, device=DEVICE, dtype=dtype)
+    x = torch.randn(T, B, 8, device=DEVICE, dtype=dtype, requires_grad=True)
+    lengths = torch.arange(B, device=DEVICE) % (T + 1)
+    reset = torch.zeros(T, B, dtype=torch.bool, device=DEVICE)
     reset[2, ::2] = True
     for masks in ({}, {"lengths": lengths, "reset": reset}):
         try:
             layer(x, **masks)[0].sum().backward()
         except UnsupportedProblem as refusal:
             print("  left out:", refusal)
-    torch.cuda.synchronize()
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -9,14 +9,18 @@ from collections.abc import Callable
 import close
 import problems
 import pytest
+import sanitize
 import torch
-from problems import Case
+from problems import DEVICE, REHEARSAL, Case
 from torch import Tensor, nn
 
 import fusedrnn
 from fusedrnn.errors import UnsupportedProblem
 
 WIDTH = {"cuda": 256, "cuda:step": 96, "cuda:cta": 64, "cuda:cluster": 256, "cuda:grid": 768}
+if REHEARSAL:
+    WIDTH = {"cuda": 24, "cuda:step": 16}
+T, REPEATS, MANY_STEPS = (3, 2, 9) if REHEARSAL else (20, 200, 4096)
 pytestmark = pytest.mark.gpu
 
 
@@ -28,16 +32,16 @@ def backend(request: pytest.FixtureRequest) -> str:
 def layer_of(backend: str, cell: str = "GRU", dtype: torch.dtype = torch.bfloat16, B: int = 16) -> nn.Module:
     """A layer of a width that the regime takes; skipped where this GPU has no such regime."""
     H = WIDTH[backend]
-    layer = getattr(fusedrnn, cell)(H, H, backend=backend, device="cuda", dtype=dtype)
-    told = fusedrnn.explain(layer, torch.empty(8, B, H, device="cuda", dtype=dtype))
+    layer = getattr(fusedrnn, cell)(H, H, backend=backend, device=DEVICE, dtype=dtype)
+    told = fusedrnn.explain(layer, torch.empty(8, B, H, device=DEVICE, dtype=dtype))
     if told.chosen is None:
         pytest.skip(f"this GPU: {told.refusal}")
     return layer
 
 
 def given(layer: nn.Module, T: int, B: int = 16, seed: int = 0) -> Tensor:
-    generator = torch.Generator("cuda").manual_seed(seed)
-    return torch.randn(T, B, layer.input_size, device="cuda", dtype=layer.weight_ih_l0.dtype, generator=generator)
+    generator = torch.Generator(DEVICE).manual_seed(seed)
+    return torch.randn(T, B, layer.input_size, device=DEVICE, dtype=layer.weight_ih_l0.dtype, generator=generator)
 
 
 def step(layer: nn.Module, x: Tensor, *state: object) -> list[Tensor]:
@@ -54,21 +58,23 @@ def same(found: list[Tensor], expected: list[Tensor]) -> bool:
 @pytest.mark.parametrize("cell", ["GRU", "LSTM"])
 def test_the_same_bits_two_hundred_times(backend: str, cell: str) -> None:
     layer = layer_of(backend, cell, B=64)
-    x = given(layer, 40, 64)
+    x = given(layer, 2 * T, 64)
     first = step(layer, x)
     assert not any(t.isnan().any() for t in first)
-    differing = [i for i in range(200) if not same(step(layer, x), first)]
+    differing = [i for i in range(REPEATS) if not same(step(layer, x), first)]
     assert not differing
 
 
 ROWS = {"cuda": 528, "cuda:step": 64, "cuda:cta": 1056, "cuda:cluster": 128, "cuda:grid": 16}
+if REHEARSAL:
+    ROWS = dict.fromkeys(ROWS, 9)
 """About as many as are resident at once in groups of 8, on 132 multiprocessors."""
 
 
 def test_thousands_of_steps_with_every_group_at_work(backend: str) -> None:
-    B, T = ROWS[backend], 4096
+    B = ROWS[backend]
     layer = layer_of(backend, B=B)
-    x = given(layer, T, B)
+    x = given(layer, MANY_STEPS, B)
     with torch.no_grad():
         y = layer(x)[0]
         again = layer(x)[0]
@@ -76,7 +82,7 @@ def test_thousands_of_steps_with_every_group_at_work(backend: str) -> None:
     some = [0, B // 2, B - 1]
     exact = fusedrnn.GRU(layer.input_size, layer.hidden_size, backend="reference", dtype=torch.double)
     exact.load_state_dict(layer.state_dict())
-    stock = nn.GRU(layer.input_size, layer.hidden_size, device="cuda", dtype=x.dtype)
+    stock = nn.GRU(layer.input_size, layer.hidden_size, device=DEVICE, dtype=x.dtype)
     stock.load_state_dict(layer.state_dict())
     with torch.no_grad():
         truth = exact(x[:, some].double().cpu())[0]
@@ -84,9 +90,10 @@ def test_thousands_of_steps_with_every_group_at_work(backend: str) -> None:
     close.assert_no_worse({"y": y[:, some].cpu()}, {"y": truth}, {"y": torchs.cpu()})
 
 
+@pytest.mark.skipif(REHEARSAL, reason="a CPU has no graphs")
 def test_a_cuda_graph_gives_what_eager_gives(backend: str) -> None:
     layer = layer_of(backend)
-    x, other = given(layer, 30), given(layer, 30, seed=1)
+    x, other = given(layer, T), given(layer, T, seed=1)
     expected = [step(layer, t) for t in (x, other, x)]
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -105,7 +112,7 @@ def test_a_cuda_graph_gives_what_eager_gives(backend: str) -> None:
 
 def test_two_streams_at_once(backend: str) -> None:
     layers = [layer_of(backend) for _ in range(2)]
-    data = [given(layer, 200, seed=i) for i, layer in enumerate(layers)]
+    data = [given(layer, 10 * T, seed=i) for i, layer in enumerate(layers)]
     expected = [step(layer, x) for layer, x in zip(layers, data, strict=True)]
     torch.cuda.synchronize()
     streams = [torch.cuda.Stream() for _ in layers]
@@ -120,7 +127,7 @@ def test_two_streams_at_once(backend: str) -> None:
 
 def test_it_waits_for_the_current_stream(backend: str) -> None:
     layer = layer_of(backend)
-    x = given(layer, 20)
+    x = given(layer, T)
     expected = step(layer, x)
     late, side = torch.zeros_like(x), torch.cuda.Stream()
     torch.cuda.synchronize()
@@ -136,7 +143,7 @@ def test_the_tensors_device_is_taken(backend: str) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("there is one GPU")
     layer = layer_of(backend)
-    x = given(layer, 20)
+    x = given(layer, T)
     expected = step(layer, x)
     assert torch.cuda.current_device() == 0
     found = step(layer.to("cuda:1"), x.to("cuda:1"))
@@ -146,7 +153,7 @@ def test_the_tensors_device_is_taken(backend: str) -> None:
 
 def test_nothing_is_synchronised(backend: str) -> None:
     layer = layer_of(backend)
-    x, lengths = given(layer, 20), torch.arange(16, device="cuda")
+    x, lengths = given(layer, T), torch.arange(16, device=DEVICE)
     call: Callable[[], object] = lambda: layer(x, lengths=lengths)[0].sum().backward()  # noqa: E731
     call()
     torch.cuda.set_sync_debug_mode("error")
@@ -160,7 +167,7 @@ def test_nothing_is_synchronised(backend: str) -> None:
 def test_no_value_stands_for_one_that_has_not_come(backend: str, dtype: torch.dtype) -> None:
     """All bits set is a NaN, and what an exchange fills memory with."""
     layer = layer_of(backend, dtype=dtype)
-    x, h0 = given(layer, 20), torch.zeros(1, 16, layer.hidden_size, device="cuda", dtype=dtype)
+    x, h0 = given(layer, T), torch.zeros(1, 16, layer.hidden_size, device=DEVICE, dtype=dtype)
     with torch.no_grad():
         expected = layer(x, h0)[0]
         h0[:, 3].view({2: torch.int16, 4: torch.int32}[dtype.itemsize]).fill_(-1)
@@ -173,15 +180,21 @@ def test_no_value_stands_for_one_that_has_not_come(backend: str, dtype: torch.dt
 
 def test_rows_of_no_steps_keep_their_state(backend: str) -> None:
     layer = layer_of(backend)
-    x, h0 = given(layer, 20), torch.full((1, 16, layer.hidden_size), torch.nan, device="cuda", dtype=torch.bfloat16)
-    y, last = layer(x, h0, lengths=torch.zeros(16, dtype=torch.int64, device="cuda"))
+    x, h0 = given(layer, T), torch.full((1, 16, layer.hidden_size), torch.nan, device=DEVICE, dtype=torch.bfloat16)
+    y, last = layer(x, h0, lengths=torch.zeros(16, dtype=torch.int64, device=DEVICE))
     assert not y.any()
     assert last.isnan().all()
 
 
+@pytest.mark.parametrize("cell", ["GRU", "LSTM"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_the_sanitizers_calls(backend: str, cell: str, dtype: torch.dtype) -> None:
+    sanitize.call(backend, WIDTH[backend], cell, dtype)
+
+
 def test_torchs_own_route_never_speaks_of_chunks() -> None:
-    layer = fusedrnn.LSTM(64, 64, 2, backend="cudnn", device="cuda", dtype=torch.float16)
-    x = given(layer, 10)
+    layer = fusedrnn.LSTM(64, 64, 2, backend="cudnn", device=DEVICE, dtype=torch.float16)
+    x = given(layer, T)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         step(layer, x)
@@ -195,14 +208,14 @@ def test_torchs_own_route_never_speaks_of_chunks() -> None:
         copied = copy.deepcopy(layer)
         torch.optim.SGD(copied.parameters(), 0.1).step()
         assert torch.equal(copied(x)[0], changed)
-        layer.half().to("cpu").to("cuda")
+        layer.half().to("cpu").to(DEVICE)
         assert torch.equal(layer(x)[0], changed)
 
 
 @pytest.mark.parametrize("cell", ["GRU", "LSTM"])
 def test_compiled_as_one_graph(cell: str, fresh_graphs: None) -> None:
     layer = layer_of("cuda", cell)
-    x = given(layer, 12)
+    x = given(layer, T)
     expected = step(layer, x)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     leaf = x.clone().requires_grad_()
@@ -221,18 +234,21 @@ def peak_bytes(layer: nn.Module, x: Tensor) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
+SIZES = ((7, 1), (16, 2)) if REHEARSAL else ((128, 1), (512, 1), (256, 2), (1024, 1))
+
+
 @pytest.mark.parametrize(
     "case",
-    [Case(cell, 512, 64, H, H, D=D) for cell in ("GRU", "LSTM") for H, D in ((128, 1), (512, 1), (256, 2), (1024, 1))],
+    [Case(cell, min(MANY_STEPS, 512), min(4 * T, 64), H, H, D=D) for cell in ("GRU", "LSTM") for H, D in SIZES],
     ids=lambda case: f"{case.cell}-H{case.H}-D{case.D}",
 )
 def test_a_training_step_takes_no_more_memory_than_torchs(case: Case) -> None:
     torch.use_deterministic_algorithms(False)  # which fill memory, and may take some for it
     problem = problems.make(case)
-    x = problem.x.to("cuda", torch.bfloat16)
+    x = problem.x.to(DEVICE, torch.bfloat16)
     try:
         ours = peak_bytes(problems.fused(problem, "cuda", torch.bfloat16), x)
     except UnsupportedProblem as refusal:
         pytest.fail(str(refusal))
-    theirs = peak_bytes(problem.layer.to("cuda", torch.bfloat16), x)
+    theirs = peak_bytes(problem.layer.to(DEVICE, torch.bfloat16), x)
     assert ours <= theirs, f"{ours / 2**20:.1f} MiB, torch's {theirs / 2**20:.1f}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import close
 import problems
 import pytest
 import torch
-from problems import BACKENDS, DTYPES, Case, Problem
+from problems import BACKENDS, DEVICE, DTYPES, Case, Problem
 from torch import Tensor
 
 import fusedrnn
@@ -48,16 +49,18 @@ def name(case: Case) -> str:
     return "-".join([case.cell, f"T{case.T}", f"B{case.B}", f"H{case.H}", f"D{case.D}", f"L{case.L}", *flags])
 
 
-def faults(problem: Problem, backends: tuple[str, ...], dtypes: tuple[str, ...]) -> list[str]:
+def faults(case: Case, backends: tuple[str, ...], dtypes: tuple[str, ...]) -> list[str]:
     """What is wrong, a line a backend and dtype."""
-    found, truth = [], problems.truth(problem)
-    for kind in dtypes:
+    # a tensor of one number has a large relative error by chance, where the number is small: so there are more of them
+    draws = [problems.make(case, seed) for seed in range(max(1, 8 // (case.B * case.H)))]
+    found, truth = [], joined(map(problems.truth, draws))
+    for kind in filter(DTYPES.__contains__, dtypes):
         dtype, allowed = DTYPES[kind]
         with problems.products(allowed):
-            torchs = problems.torchs(problem, dtype)
-            for backend in backends:
+            torchs = joined(problems.torchs(problem, dtype) for problem in draws)
+            for backend in filter(BACKENDS.__contains__, backends):
                 try:
-                    check(problem, backend, dtype, truth, torchs)
+                    compare(joined(run(problem, backend, dtype) for problem in draws), truth, torchs)
                 except UnsupportedProblem as refusal:
                     if backend in NEVER_REFUSE:
                         found.append(f"{backend} {kind}: {refusal}")
@@ -66,14 +69,23 @@ def faults(problem: Problem, backends: tuple[str, ...], dtypes: tuple[str, ...])
     return found
 
 
-def check(
-    problem: Problem, backend: str, dtype: torch.dtype, truth: dict[str, Tensor], torchs: dict[str, Tensor]
-) -> None:
+def joined(results: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Results of several problems of the same sizes as one."""
+    each = list(results)
+    return {name: torch.stack([result[name] for result in each]) for name in each[0]}
+
+
+def run(problem: Problem, backend: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A backend's results; AssertionError if another one runs."""
     layer = problems.fused(problem, backend, dtype)
-    told = fusedrnn.explain(layer, problem.x.to("cuda", dtype), **problem.masks)
+    told = fusedrnn.explain(layer, problem.x.to(DEVICE, dtype), **problem.masks)
     result = problems.results(problem, layer)
     assert str(told.chosen).split(":")[0] == {"cudnn": "aten"}.get(backend, backend).split(":")[0], told
-    if dtype is torch.float64:
+    return result
+
+
+def compare(result: dict[str, Tensor], truth: dict[str, Tensor], torchs: dict[str, Tensor]) -> None:
+    if result["y"].dtype is torch.float64:
         close.assert_same(list(result.values()), [truth[name] for name in result])
     else:
         close.assert_no_worse(result, truth, torchs)
@@ -81,7 +93,7 @@ def check(
 
 @pytest.mark.parametrize("case", grid(), ids=name)
 def test_every_backend_and_dtype(case: Case) -> None:
-    wrong = faults(problems.make(case), BACKENDS, tuple(DTYPES))
+    wrong = faults(case, BACKENDS, tuple(DTYPES))
     assert not wrong, "\n".join(wrong)
 
 
@@ -99,7 +111,7 @@ LONGER = (
 
 @pytest.mark.parametrize("case", LONGER, ids=name)
 def test_more_steps_and_layers(case: Case) -> None:
-    wrong = faults(problems.make(case), ("cuda", *problems.REGIMES), ("bf16", "tf32"))
+    wrong = faults(case, ("cuda", *problems.REGIMES), ("bf16", "tf32"))
     assert not wrong, "\n".join(wrong)
 
 
