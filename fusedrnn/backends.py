@@ -85,12 +85,19 @@ def _cuda_why_not(p: Problem) -> Reason:
     return "it has no projection (proj_size)" if p.proj_size else None
 
 
+@modes.constant
+def _measured_gpu() -> str:
+    """The current GPU's name if there is a table of it, else nothing."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "a GPU"
+    return name if measured.points(name) else ""
+
+
 def _cuda_slower(p: Problem) -> Reason:
+    name = _measured_gpu()
+    if not name:  # nor was it seen right there
+        return "nothing is measured on this GPU: `python -m fusedrnn tune` checks and times it"
     if p.traced or _aten_why_not(p) is not None:
         return None  # there is nothing faster to hand it to
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "this GPU"
-    if not measured.points(name):
-        return f"nothing is measured on {name}: `python -m fusedrnn tune` checks and times it there"
     faster = measured.faster(p, name, tf32=products.layers_allow_tf32())
     if faster == "aten":
         return f"measured slower than cuDNN on {name} for such sizes"

@@ -18,8 +18,9 @@ from pairs import needs_kernel
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from fusedrnn import backends, ops
+from fusedrnn import backends, measured, ops
 from fusedrnn.errors import BackendUnavailable, UnsupportedProblem
+from fusedrnn.measured import Point
 from fusedrnn.spec import CELLS, GRU, LSTM, Problem, by_mode
 
 PLAIN = Problem(GRU, T, B, I, H)
@@ -117,6 +118,25 @@ def test_auto_passes_over_what_is_measured_slower(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("fresh_choices")
+def test_auto_takes_a_gpus_kernels_only_where_they_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "cuda_missing", None)
+    table: list[Point] = []
+    monkeypatch.setattr(measured, "points", lambda name: tuple(table))
+    small = PLAIN._replace(device="cuda", H=128, B=16, T=100, dtype=torch.bfloat16)
+    ragged, graph = small._replace(lengths=True), small._replace(traced=True)
+    assert [backends.choose("auto", p) for p in (small, ragged, graph)] == ["aten", "reference", "reference"]
+    assert "nothing is measured on" in str(backends.BACKENDS[0].slower(small))
+    assert backends.choose("cuda", small) == "cuda"
+    for ratio, chosen in ((1.5, "cuda"), (0.5, "aten")):
+        table[:] = [Point("gru", "bf16", 1, 1, False, 128, 16, ratio)]
+        backends._remembered.cache_clear()
+        assert [backends.choose("auto", p) for p in (small, ragged, graph)] == [chosen, "cuda", "cuda"]
+    # nothing near: the planner's model decides, here for an H200
+    for problem, chosen in ((small._replace(H=32, B=1), "cuda"), (small._replace(H=2048, B=512), "aten")):
+        assert backends.choose("auto", problem) == chosen
+
+
+@pytest.mark.usefixtures("fresh_choices")
 def test_without_compiled_code_everything_but_the_kernel_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "missing", "it is not compiled; run `make`")
     assert backends.choose("auto", PLAIN) == "aten"
@@ -138,7 +158,7 @@ build.status = lambda: "not compiled"
 build.mend = lambda: "make"
 sys.modules["fusedrnn._build"] = build
 import torch, fusedrnn
-from fusedrnn import backends, ops
+from fusedrnn import backends, measured, ops
 assert ops.missing == "not compiled" and ops.instruction_set is None
 assert str(ops.scan._schema) == "fusedrnn::" + ops.SCHEMAS[0]
 layer, x = fusedrnn.GRU(3, 4), torch.randn(5, 2, 3, requires_grad=True)

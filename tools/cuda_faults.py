@@ -171,8 +171,8 @@ class Mutator:
 
 def fixed(text: str) -> list[tuple[int, int]]:
     """Where nothing may be changed: comments, preprocessor lines, loop heads and what the compiler works out."""
-    spans = [m.span() for m in re.finditer(r"//[^\n]*|^#[^\n]*|\bfor \([^\n]*?\)[^\n]*?[;{]?$", text, re.M)]
-    for m in re.finditer(r"\bif constexpr \(", text):
+    spans = [m.span() for m in re.finditer(r"//[^\n]*|^#[^\n]*", text, re.M)]
+    for m in re.finditer(r"\b(?:if constexpr|for) \(", text):
         spans.append((m.start(), closing(text, m.end() - 1)))
     # a constant up to its semicolon, a constexpr function to the end of its body
     for m in re.finditer(r"\b(?<!if )(?:constexpr|static_assert|using|template|requires)\b[^;{]*", text):
