@@ -89,7 +89,8 @@ def steps(stage: str, machine: Machine, seconds: float) -> list[Step]:
         jobs = str(min(16, os.cpu_count() or 1))
         build = [python, "setup.py", "build_ext", "--inplace"]
         check = (
-            "import sys; from fusedrnn import ops; print(ops.missing or 'compiled'); sys.exit(ops.missing is not None)"
+            "import sys; from fusedrnn import ops; why = ops.missing or ops.cuda_missing; "
+            "print(why or 'compiled'); sys.exit(why is not None)"
         )
         return [
             Step(build, env={"FUSEDRNN_CUDA": "1", "MAX_JOBS": jobs}, rehearsal=[python, "setup.py", "--version"]),

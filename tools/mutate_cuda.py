@@ -32,7 +32,7 @@ from cuda_faults import HARMLESS, Fault, mutate
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_SECONDS = 20  # of one run, which hangs if it takes longer
-EACH, MOST_RUNS, AGAIN = 4, 70, 10  # runs of a fault: of one kernel, of all, and those that are tried with every seed
+EACH, MOST_RUNS, AGAIN = 5, 90, 10  # runs of a fault: of one kernel, of all, and those that are tried with every seed
 SEEDS = (1, 2, 3)  # of the stand-in: the order of warps and of late stores
 
 KERNELS = [("bf16", 0), ("bf16", 1), ("bf16", 2), ("tf32", 0), ("fp32", 1)]  # of the table: precision and cell
@@ -95,18 +95,19 @@ class Check:
         return f"{where}, {case}, {'backward' if one.backward else 'forward'}, seed {seed}: {found}" if found else ""
 
     def survey(self) -> tuple[list[list[int]], list[str]]:
-        """Without any fault: by fault the runs that come past it, the quickest first; and what is wrong."""
-        past: list[list[tuple[float, int]]] = [[] for _ in self.passed]
+        """Without any fault: by fault the runs that come past it, the telling and quick ones first; and what is wrong."""
+        past: list[list[tuple[int, float, int]]] = [[] for _ in self.passed]
         wrong: list[str] = []
         for run in range(len(self.runs)):
             ctypes.memset(self.passed, 0, len(self.passed))
             begun = time.monotonic()
             wrong += filter(None, [self.fault(run, SEEDS[0])])
-            seconds = time.monotonic() - begun
+            seconds, case = time.monotonic() - begun, self.runs[run][1]
+            plain = (not case.reset) + (not case.lengths)  # what ends or is cut shows more
             for number, passed in enumerate(self.passed.raw):
                 if passed:
-                    past[number].append((seconds, run))
-        return [self.few([run for _, run in sorted(runs)]) for runs in past], wrong
+                    past[number].append((plain, seconds, run))
+        return [self.few([run for *_, run in sorted(runs)]) for runs in past], wrong
 
     def few(self, runs: list[int]) -> list[int]:
         """The first runs of each kernel, and of the time-step kernel in each precision."""
