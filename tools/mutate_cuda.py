@@ -95,7 +95,7 @@ class Check:
         return f"{where}, {case}, {'backward' if one.backward else 'forward'}, seed {seed}: {found}" if found else ""
 
     def survey(self) -> tuple[list[list[int]], list[str]]:
-        """Without any fault: by fault the runs that come past it, the telling and quick ones first; and what is wrong."""
+        """Without any fault: by fault the runs that come past it, the telling and quick first; and what is wrong."""
         past: list[list[tuple[int, float, int]]] = [[] for _ in self.passed]
         wrong: list[str] = []
         for run in range(len(self.runs)):
