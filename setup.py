@@ -162,7 +162,8 @@ def extensions():
         home = os.environ["CUDA_HOME"]
         common["library_dirs"] = [*common["library_dirs"], os.path.join(home, "lib64")]
         common["include_dirs"] = [*common["include_dirs"], os.path.join(home, "include")]
-        flags = {"cxx": CXX_FLAGS, "nvcc": ["-std=c++20", "-O3", "-lineinfo"]}
+        debug = ["-DFUSEDRNN_BOUND_SPINS"] if os.environ.get("FUSEDRNN_DEBUG") else []
+        flags = {"cxx": CXX_FLAGS, "nvcc": ["-std=c++20", "-O3", "-lineinfo", *debug]}
         libraries = ["torch_cpu", "torch_cuda", "cudart"]
         modules.append(
             Extension("fusedrnn._cuda", sources.cuda(), libraries=libraries, extra_compile_args=flags, **common)

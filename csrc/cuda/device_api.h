@@ -46,10 +46,19 @@ FR_DEV void mbar_arrive_expect(void* b, int bytes) {
 // Scope cta is enough: what is waited for are shared-memory bytes delivered by st.async, counted by the barrier itself.
 // (Scope cluster makes ptxas add CCTL.IVALL, an invalidation of the whole L1, to every wait.)
 FR_DEV void mbar_wait(void* b, int parity) {
+#if defined(FUSEDRNN_BOUND_SPINS)
+  unsigned looks = 0;
+  for (uint32_t done = 0; !done; spin(looks))
+    asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+                 : "=r"(done)
+                 : "r"(smem_u32(b)), "r"(parity)
+                 : "memory");
+#else
   asm volatile(
       "{\n.reg .pred p;\nW:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@!p bra W;\n}" ::"r"(smem_u32(b)),
       "r"(parity)
       : "memory");
+#endif
 }
 FR_DEV Dsm dsm_map(const void* p, int rank) {
   Dsm address;

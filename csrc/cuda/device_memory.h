@@ -92,5 +92,12 @@ FR_DEV uint32_t ld_acquire(const uint32_t* p) {
 FR_DEV void st_release(uint32_t* p, uint32_t v) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
-FR_DEV void spin() {}  // between two looks at what others write; the stand-in lets others run
+// Between two looks at what others write. With FUSEDRNN_BOUND_SPINS who has looked for some seconds in vain ends the
+// kernel with an error, where it would hang.
+constexpr unsigned kMostLooks = 1u << 25;
+FR_DEV void spin([[maybe_unused]] unsigned& looks) {
+#if defined(FUSEDRNN_BOUND_SPINS)
+  if (++looks > kMostLooks) __trap();
+#endif
+}
 }  // namespace fusedrnn::cuda

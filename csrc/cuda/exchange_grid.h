@@ -50,6 +50,7 @@ struct GridExchange {
       const char* from_q = nullptr;
       if constexpr (L::kBackward && L::kHasQ) from_q = out_q + row_bytes(row, Place<I>::stride(p, 1));
       bool complete;
+      unsigned looks = 0;
       do {
         complete = true;
 #pragma unroll
@@ -65,7 +66,7 @@ struct GridExchange {
 #pragma unroll
           for (int i = 0; i < kCount; ++i)
             complete &= f[i][n].x != ~0u && f[i][n].y != ~0u && f[i][n].z != ~0u && f[i][n].w != ~0u;
-        if (!complete) spin();
+        if (!complete) spin(looks);
       } while (!complete);
       if constexpr (L::kBytes == 4)
 #pragma unroll

@@ -35,8 +35,8 @@ Precision precision_of(ScalarType type, int64_t route) {
 
 // Contiguous and aligned to 16 bytes, a copy only where the caller's tensor is neither.
 Tensor whole(const Tensor& t) {
-  const bool aligned = reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
-  return t.is_contiguous() && aligned ? t : torch::stable::clone(torch::stable::contiguous(t));
+  const Tensor dense = t.is_contiguous() ? t : torch::stable::contiguous(t);
+  return reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0 ? dense : torch::stable::clone(dense);
 }
 OptionalTensor whole(const OptionalTensor& t) {  // autograd passes empty tensors for absent gradients
   return t && t->dim() > 1 && t->numel() ? OptionalTensor(whole(*t)) : std::nullopt;

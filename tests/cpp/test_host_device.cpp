@@ -55,7 +55,8 @@ int main() {
   expect("a CTA that leaves before its peer's store", "CTA that has exited", [] {
     cluster_sync();
     if (cluster_rank() == 0 || thread_id()) return;
-    for (int i = 0; i < 1000; i++) spin();
+    unsigned looks = 0;
+    for (int i = 0; i < 1000; i++) spin(looks);
     st_async4(dsm_map(smem_base(), 0), dsm_map(barrier_memory(), 0), 1);
   });
   expect("a wait for bytes that nobody sends", "livelock", [] { exchange(8); });
