@@ -99,7 +99,10 @@ def cuda_archs(torch):
     if not torch.cuda.is_available():
         return CUDA_ARCHS
     found = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
-    return ";".join(f"{major}.{minor}{'a' if major >= 9 else ''}" for major, minor in sorted(found))
+    able = sorted(arch for arch in found if arch >= (8, 0))  # what the kernels are written for
+    if not able:
+        return CUDA_ARCHS
+    return ";".join(f"{major}.{minor}{'a' if major >= 9 else ''}" for major, minor in able)
 
 
 def plan_extension(torch_include):
@@ -162,7 +165,7 @@ def extensions():
         home = os.environ["CUDA_HOME"]
         common["library_dirs"] = [*common["library_dirs"], os.path.join(home, "lib64")]
         common["include_dirs"] = [*common["include_dirs"], os.path.join(home, "include")]
-        debug = ["-DFUSEDRNN_BOUND_SPINS"] if os.environ.get("FUSEDRNN_DEBUG") else []
+        debug = ["-DFUSEDRNN_BOUND_SPINS"] if os.environ.get("FUSEDRNN_DEBUG", "0") != "0" else []
         flags = {"cxx": CXX_FLAGS, "nvcc": ["-std=c++20", "-O3", "-lineinfo", *debug]}
         libraries = ["torch_cpu", "torch_cuda", "cudart"]
         modules.append(

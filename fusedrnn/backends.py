@@ -215,7 +215,12 @@ def choose(name: str, problem: Problem) -> str:
     # a symbolic T has no hash, and a cache is nothing a graph can hold
     if problem.traced or not isinstance(problem.T, int):
         return _choose(name, problem)
-    return _remembered(name, problem)
+    return _remembered(name, problem, _gpu_state() if problem.device == "cuda" else None)
+
+
+def _gpu_state() -> object:
+    """What else the choice on a GPU depends on: which GPU, and whether TF32 is allowed."""
+    return torch.cuda.is_available() and torch.cuda.current_device(), products.layers_allow_tf32()
 
 
 def _choose(name: str, problem: Problem) -> str:
@@ -236,7 +241,9 @@ def _choose(name: str, problem: Problem) -> str:
     return name if name in _FORCED_REGIMES else backend.name
 
 
-_remembered = lru_cache(maxsize=4096)(_choose)
+@lru_cache(maxsize=4096)
+def _remembered(name: str, problem: Problem, _: object) -> str:
+    return _choose(name, problem)
 
 
 def _cudnn_why_not(p: Problem) -> Reason:

@@ -1,7 +1,7 @@
 """`python -m fusedrnn tune`: measures fused kernels against torch's own op on this GPU, for the choice of "auto".
 
-About a minute; the table goes into the user's cache, where `measured` finds it. Every pair is compared before it is
-timed: what is wrong is never said to be fast.
+About a minute; the table goes into the user's cache, where `measured` finds it. Of every pair outputs, and gradients where
+they are timed, are compared first: what is wrong is never said to be fast.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BUDGET_S = 60.0
 T = 256
 ROUNDS = 7
 APART = 0.05
-"""Largest difference of outputs, which lie between -1 and 1: a fault differs by more, rounding in bf16 by less."""
+"""Largest difference of outputs and gradients, over the largest value: faults differ by more, rounding in bf16 by less."""
 DTYPES = {text: dtype for dtype, text in measured.DTYPES.items()}
 
 Clock = Callable[[Callable[[], object]], float]
@@ -83,7 +83,7 @@ def measure(point: Point, clock: Clock, device: torch.device, backend: str) -> f
     ours = convert(_twin(stock), backend=backend)
     x = torch.randn(T, point.B, point.H, device=device, dtype=dtype, requires_grad=point.grad)
     dy = torch.randn(T, point.B, point.D * point.H, device=device, dtype=dtype)
-    _compare(point, stock, ours, x)
+    _compare(point, stock, ours, x, dy)
     calls = [_call(layer, x, dy) for layer in (stock, ours)]
     for call in calls * 2:
         call()
@@ -106,11 +106,22 @@ def _call(layer: nn.Module, x: Tensor, dy: Tensor) -> Callable[[], object]:
     return (lambda: torch.autograd.grad(layer(x)[0], leaves, dy)) if x.requires_grad else forward
 
 
-def _compare(point: Point, stock: nn.Module, ours: nn.Module, x: Tensor) -> None:
-    with torch.no_grad():
-        difference = float((stock(x)[0] - ours(x)[0]).abs().max())
-    if not difference <= APART:  # NaN is wrong too
-        raise ValueError(f"{_name(point)}: the fused kernel differs from torch's own op by {difference}")
+def _compare(point: Point, stock: nn.Module, ours: nn.Module, x: Tensor, dy: Tensor) -> None:
+    theirs, own = (_results(layer, x, dy) for layer in (stock, ours))
+    for a, b in zip(theirs, own, strict=True):
+        difference = float((a - b).abs().max() / a.abs().max().clamp(min=1e-6))
+        if not difference <= APART:  # NaN is wrong too
+            raise ValueError(
+                f"{_name(point)}: the fused kernel differs from torch's own op by {difference:.2g} of its largest"
+            )
+
+
+def _results(layer: nn.Module, x: Tensor, dy: Tensor) -> list[Tensor]:
+    if not x.requires_grad:
+        with torch.no_grad():
+            return [layer(x)[0]]
+    y = layer(x)[0]
+    return [y.detach(), *torch.autograd.grad(y, [x, *layer.parameters()], dy)]
 
 
 def _twin(layer: nn.Module) -> nn.Module:

@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=[*_plan.Precision.__members__], default="bf16")
     given = parser.parse_args()
     device, precision = gpu_plan.table_device(given.device), _plan.Precision.__members__[given.precision]
+    print("Kernel and microseconds a step, forward / backward, by the planner's model; nothing here is measured.\n")
     print("| cell | H |", " | ".join(f"B = {B}" for B in ROWS), "|")
     print("|---|" + "---:|" * (1 + len(ROWS)))
     for cell in (_plan.Cell.gru, _plan.Cell.lstm):
