@@ -298,7 +298,7 @@ class Explanation:
     def __str__(self) -> str:
         p = self.problem
         sizes = [f"{name}={getattr(p, name)}" for name in ("T", "B", "I", "H", "L", "D", "proj_size")]
-        flags = ("grad", "lengths", "reset", "return_states", "recompute", "traced")
+        flags = ("grad", "packed", "lengths", "reset", "return_states", "recompute", "traced")
         asks = [name for name in flags if getattr(p, name)]
         head = " ".join([p.cell.mode, *sizes[: 7 if p.proj_size else 6], _name(p.dtype), p.device, *asks])
         chosen = self.chosen or ""
@@ -377,6 +377,7 @@ def _problem(
         getattr(layer, "recompute", False),
         modes.traced(),
         torch.get_num_threads(),
+        isinstance(input, PackedSequence),
     )
 
 

@@ -130,7 +130,7 @@ def plans(
                 target,
                 pass_=getattr(planner.Pass, name),
                 precision=getattr(planner.Precision, _precision(problem, tf32)),
-                masked=problem.lengths or problem.reset,
+                masked=problem.lengths or problem.reset or problem.packed,
                 regime=getattr(planner.Regime, regime),
             )
         except ValueError as error:

@@ -64,6 +64,7 @@ def recurrent(
         recompute=recompute,
         traced=modes.traced(),
         threads=torch.get_num_threads(),
+        packed=True,
     )
     chosen = backends.choose(backend, problem)
     if chosen == "aten":

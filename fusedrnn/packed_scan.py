@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import autograd, ops, products, units
+from . import autograd, modes, ops, products, units
 from .spec import GRU, LSTM, CellSpec
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -35,7 +35,16 @@ class Rows(NamedTuple):
 
     @staticmethod
     def of(batch_sizes: Tensor, device: torch.device) -> Rows:
-        """Made on the host, where `batch_sizes` [T] is."""
+        """Made on the host, where `batch_sizes` [T] is.
+
+        Raises:
+            RuntimeError: a CUDA graph is being captured, which would keep the addresses of what is copied here.
+        """
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "A PackedSequence cannot be captured in a CUDA graph: its batch_sizes are on the host. Pass a padded "
+                "input with lengths= instead."
+            )
         B, N = int(batch_sizes[0]), int(batch_sizes.sum())
         alive = torch.arange(B) < batch_sizes.unsqueeze(1)  # [T, B]
         offsets = batch_sizes.cumsum(0) - batch_sizes
@@ -94,42 +103,35 @@ class PackedScan(Function):
         with _below_autograd():
             y, hn, gates, cs, cn = ops.scan(gates_x, h0, c0, weight_hh, bias_hh, lengths, None, *rest, route=route)
         ctx.save_for_backward(gates_x, h0, c0, weight_hh, bias_hh, y, gates, cs)
-        return y.squeeze(1), hn, cn
+        return y, hn, cn
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, dhn: Tensor | None, dcn: Tensor | None) -> tuple[Tensor | None, ...]:
-        gates_x, h0, c0, weight_hh, bias_hh, y, gates, cs = ctx.saved_tensors
-        spec, rows, lstm = ctx.spec, ctx.rows, ctx.spec is LSTM
-        need = ctx.needs_input_grad
-        if torch.is_grad_enabled():
-            return *_padded_gradients(ctx, (gates_x, h0, c0, weight_hh, bias_hh), (dy, dhn, dcn)), *[None] * 4
-        lengths = rows.lengths.expand(ctx.directions, -1)
-        upstream = (None if dy is None else dy.unsqueeze(1), dhn, None, None, dcn if lstm else None)
-        with _below_autograd():
-            dgates_x, dh0, dc0, dq = ops.scan_backward(
-                *upstream,
-                gates,
-                y,
-                h0,
-                cs if lstm else None,
-                c0,
-                weight_hh,
-                lengths,
-                None,
-                spec.code,
-                ctx.directions,
-                ctx.route,
-                rows.offsets,
-            )
-        H = y.shape[-1]
-        parts = (dgates_x[..., : 2 * H], dq) if spec is GRU else (dgates_x,)
-        dweight = None
-        if need[3]:
-            started = _started_from(y.squeeze(1), h0, rows)
-            of_parts = [products.matmul(d.squeeze(1).permute(1, 2, 0), started, ctx.route) for d in parts]
-            dweight = torch.cat(of_parts, 1)
-        dbias = torch.cat([d.sum((0, 1)) for d in parts], 1) if need[4] else None
-        return dgates_x, dh0 if need[1] else None, dc0 if need[2] else None, dweight, dbias, *[None] * 4
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        given, kept = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+        with modes.without_autocast(kept[0]):
+            formula = _padded_gradients if torch.is_grad_enabled() else _gradients
+            return *formula(ctx, given, kept, upstream), *[None] * 4
+
+
+def _gradients(
+    ctx: Any, given: tuple[Any, ...], kept: tuple[Tensor, ...], upstream: tuple[Tensor | None, ...]
+) -> list[Tensor | None]:
+    """Of gates_x, h0, c0, weight_hh, bias_hh."""
+    (_, h0, c0, weight_hh, _), (y, gates, cs), (dy, dhn, dcn) = given, kept, upstream
+    spec, rows, lstm, need = ctx.spec, ctx.rows, ctx.spec is LSTM, ctx.needs_input_grad
+    adjoint = (dy, dhn, None, None, dcn if lstm else None, gates, y, h0, cs if lstm else None, c0, weight_hh)
+    lengths = rows.lengths.expand(ctx.directions, -1)
+    with _below_autograd():
+        dgates_x, dh0, dc0, dq = ops.scan_backward(
+            *adjoint, lengths, None, spec.code, ctx.directions, ctx.route, rows.offsets
+        )
+    parts = (dgates_x[..., : 2 * y.shape[-1]], dq) if spec is GRU else (dgates_x,)
+    dweight = None
+    if need[3]:
+        started = _started_from(y.squeeze(1), h0, rows)
+        dweight = torch.cat([products.matmul(d.squeeze(1).permute(1, 2, 0), started, ctx.route) for d in parts], 1)
+    dbias = torch.cat([d.sum((0, 1)) for d in parts], 1) if need[4] else None
+    return [dgates_x, dh0 if need[1] else None, dc0 if need[2] else None, dweight, dbias]
 
 
 def _started_from(y: Tensor, h0: Tensor | None, rows: Rows) -> Tensor:
@@ -140,7 +142,9 @@ def _started_from(y: Tensor, h0: Tensor | None, rows: Rows) -> Tensor:
     return torch.stack([s.index_select(0, p) for s, p in zip(states, rows.previous, strict=False)])
 
 
-def _padded_gradients(ctx: Any, inputs: tuple[Any, ...], upstream: tuple[Tensor | None, ...]) -> Any:
+def _padded_gradients(
+    ctx: Any, inputs: tuple[Any, ...], _kept: tuple[Tensor, ...], upstream: tuple[Tensor | None, ...]
+) -> list[Tensor | None]:
     """The gradients by the padded way, which can be differentiated again."""
     gates_x, h0, c0, weight_hh, bias_hh = inputs
     rows, D = ctx.rows, ctx.directions
@@ -158,7 +162,7 @@ def _padded_gradients(ctx: Any, inputs: tuple[Any, ...], upstream: tuple[Tensor 
         D,
         route=ctx.route,
     )
-    outputs = (y.flatten(0, 1).index_select(0, rows.places), hn, cn)
+    outputs = (y.flatten(0, 1).index_select(0, rows.places).unsqueeze(1), hn, cn)
     given = [(out, grad) for out, grad in zip(outputs, upstream, strict=True) if grad is not None]
     wanted = [t for t, need in zip(inputs, ctx.needs_input_grad, strict=False) if need]
     found = iter(torch.autograd.grad([o for o, _ in given], wanted, [g for _, g in given], create_graph=True))

@@ -82,6 +82,7 @@ class Problem(NamedTuple):
         traced: whether torch.compile, torch.export, torch.func or forward-mode differentiation stands around the call.
             T and B may be symbolic then, and shall not be compared.
         threads: torch.get_num_threads().
+        packed: whether the input is a PackedSequence.
     """
 
     cell: CellSpec
@@ -103,3 +104,4 @@ class Problem(NamedTuple):
     recompute: bool = False
     traced: bool = False
     threads: int = 1
+    packed: bool = False

@@ -1,7 +1,7 @@
 """`python -m fusedrnn tune`: measures fused kernels against torch's own op on this GPU, for the choice of "auto".
 
-About a minute; the table goes into the user's cache, where `measured` finds it. Of every pair outputs, and gradients where
-they are timed, are compared first: what is wrong is never said to be fast.
+About a minute; the table goes into the user's cache, where `measured` finds it. Of every pair outputs, and gradients
+where they are timed, are compared first: what is wrong is never said to be fast.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BUDGET_S = 60.0
 T = 256
 ROUNDS = 7
 APART = 0.05
-"""Largest difference of outputs and gradients, over the largest value: faults differ by more, rounding in bf16 by less."""
+"""Largest difference of outputs and gradients, over the largest value: rounding in bf16 differs by less."""
 DTYPES = {text: dtype for dtype, text in measured.DTYPES.items()}
 
 Clock = Callable[[Callable[[], object]], float]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -194,3 +195,57 @@ def test_packed_rows_are_not_padded_and_have_second_derivatives(monkeypatch: pyt
     layer.backend = "cuda"
     monkeypatch.setattr(packed._Grid, "pad", None)
     layer(pack_sequence(list(x.split(LENGTHS)), enforce_sorted=False))[0].data.sum().backward()
+
+
+def test_packed_gradients_do_not_feel_autocast() -> None:
+    layer = fusedrnn.GRU(4, 8, backend="cuda")
+    x = torch.randn(sum(LENGTHS), 4, requires_grad=True)
+    found = []
+    for enabled in (False, True):
+        y = layer(pack_sequence(list(x.split(LENGTHS)), enforce_sorted=False))[0].data
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(torch.autograd.grad(y.sum(), [layer.weight_hh_l0, layer.bias_hh_l0]))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_packed_output_may_be_changed_in_place() -> None:
+    layer = fusedrnn.GRU(4, 8, backend="cuda")
+    y = layer(pack_sequence([torch.randn(3, 4), torch.randn(2, 4)]))[0].data
+    y.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_two_threads_at_once() -> None:
+    layer, x = fusedrnn.LSTM(4, 8, backend="cuda").double(), torch.randn(9, 3, 4, dtype=DOUBLE)
+    want = layer(x)[0].detach()
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: layer(x)[0].detach(), range(6)))
+    assert all(torch.equal(y, want) for y in found)
+
+
+def test_bad_packed_input_to_the_ops() -> None:
+    w, rows = torch.zeros(1, 24, 8), torch.tensor([[3, 3]])
+
+    def scan(gates_x: Tensor, offsets: Tensor, lengths: Tensor = rows, reset: Tensor | None = None) -> Any:
+        reserved = (None, None, offsets, None, [], GRU.code, 1, True)
+        return ops.scan(gates_x, None, None, w, None, lengths, reset, *reserved)
+
+    fine, offsets = torch.zeros(6, 1, 1, 24), torch.tensor([0, 2, 4])
+    scan(fine, offsets)
+    for text, call in (
+        ("sequences", lambda: scan(torch.zeros(6, 2, 1, 24), offsets)),
+        ("sequences", lambda: scan(torch.zeros(7, 1, 1, 24), offsets)),
+        ("sequences", lambda: scan(torch.zeros(1, 1, 1, 24), offsets)),
+        ("at least one step and one row", lambda: scan(fine, offsets[:0])),
+        ("at least one step and one row", lambda: scan(fine, offsets, rows[:, :0])),
+        ("int64", lambda: scan(fine, offsets.int())),
+        ("no resets", lambda: scan(fine, offsets, rows, torch.zeros(6, 1, 1, dtype=torch.bool))),
+    ):
+        with pytest.raises(RuntimeError, match=text):
+            call()
+    y = torch.zeros(2, 3, 1, 8)
+    with pytest.raises(RuntimeError, match="dy: expected"):
+        ops.scan_backward(
+            torch.ones(5), None, None, None, None, torch.zeros(2, 3, 1, 32), y, None, None, None, w, None, None, 0, 1
+        )

@@ -112,3 +112,9 @@ def test_every_gpu_of_the_table_has_a_plan_for_every_cell() -> None:
             assert len(lines(CALL._replace(cell=cell), gpu_plan.table_device(name))) == 2
     with pytest.raises(ValueError, match="Unknown GPU 'v100'; expected one of 'h100', 'h200'"):
         gpu_plan.table_device("v100")
+
+
+def test_packed_rows_need_masks() -> None:
+    call = CALL._replace(cell=spec.LSTM, H=192)
+    assert not any(isinstance(plan, str) for plan in gpu_plan.plans(call, H200, "cta").values())
+    assert any(isinstance(plan, str) for plan in gpu_plan.plans(call._replace(packed=True), H200, "cta").values())

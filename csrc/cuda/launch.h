@@ -39,8 +39,9 @@ void launch_kernel(const void* kernel, const Launch& launch, void*, Arguments...
 }
 #else
 inline void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string("fusedrnn: ") + what + ": " + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // told here, and not again to whoever asks next
+  throw std::runtime_error(std::string("fusedrnn: ") + what + ": " + cudaGetErrorString(error));
 }
 
 inline Device query_device(int index) {

@@ -63,6 +63,13 @@ struct Packed {
                     "fusedrnn: offsets: expected int64 [T], contiguous, and lengths [S, B] beside it");
     STD_TORCH_CHECK(!reset, "fusedrnn: offsets: packed rows take no resets");
     offsets = data<const int64_t>(*offsets_), T = offsets_->size(0), B = lengths->size(1);
+    STD_TORCH_CHECK(T > 0 && B > 0, "fusedrnn: offsets: expected at least one step and one row, got ", T, " and ", B);
+  }
+  // What they say is on the device and is trusted: row b of step t is offsets[t] + b, below N, for t < lengths[b].
+  void check(const Sizes& n) const {
+    STD_TORCH_CHECK(!offsets || (n.B == 1 && B <= n.T && n.T <= T * B),
+                    "fusedrnn: offsets: expected sequences [N, 1, S, ...] with N rows of ", T, " steps and ", B,
+                    " rows a step at most, got ", n.T, " and ", n.B);
   }
 };
 
@@ -133,6 +140,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
   check_type(gates_x.scalar_type());
   const Packed packed(offsets, lengths, reset);
   const Sizes n = check_scan(gates_x, h0, c0, weight_hh, bias_hh, cell, directions, packed.B);
+  packed.check(n);
   const int64_t steps = packed.offsets ? packed.T : n.T, batch = packed.offsets ? packed.B : n.B;
   check_size(n, route);
   check_here(gates_x, {{"h0", &h0},
@@ -174,6 +182,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
   const Packed packed(offsets, lengths, reset);
   const Sizes n =
       check_scan_backward(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, weight_hh, cell, directions, packed.B);
+  packed.check(n);
   const int64_t steps = packed.offsets ? packed.T : n.T, batch = packed.offsets ? packed.B : n.B;
   check_size(n, route);
   check_here(y, {{"dy", &dy},

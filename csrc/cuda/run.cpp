@@ -128,12 +128,14 @@ Device device_of(int index) {
   const std::lock_guard<std::mutex> lock(mutex);
   if (const auto found = known.find(index); found != known.end()) return found->second;
   Device device = query_device(index);
-  for (int k = 1; k < 5; ++k)  // the kernel of that size says how many fit, or, if there is none, of any size
-    for (const bool same : {true, false})
-      for (size_t row = 0; row < kInstances.size() && device.max_clusters[k] == 0; ++row)
-        if (const Instance& i = kInstances[row]; i.cluster > 1 && (!same || i.cluster == 1 << k))
-          device.max_clusters[k] =
-              max_clusters(index, kernel_of(static_cast<int>(row)).scan, 1 << k, i.threads(), device.smem_bytes);
+  for (int k = 1; k < 5 && device.major >= 9; ++k) {  // a kernel of that size says how many fit, or one of any size
+    int asked = -1;
+    for (int row = static_cast<int>(kInstances.size()) - 1; row >= 0; --row)
+      if (const int cluster = kInstances[row].cluster; cluster == 1 << k || (cluster > 1 && asked < 0)) asked = row;
+    if (asked < 0) continue;
+    const int threads = kInstances[asked].threads();
+    device.max_clusters[k] = max_clusters(index, kernel_of(asked).scan, 1 << k, threads, device.smem_bytes);
+  }
   return known[index] = device;
 }
 

@@ -1,7 +1,5 @@
 // Launches the time-step kernel, once a step. No synchronisation and no graph of its own: a CUDA graph can capture it.
-#include <stdexcept>
-#include <string>
-
+#include "cuda/launch.h"
 #include "cuda/run.h"
 #include "cuda/step.h"
 
@@ -15,13 +13,6 @@ constexpr int64_t kEnoughCtas = 4;
 constexpr int64_t kEnoughCtas = 128;
 #endif
 
-#if defined(__CUDACC__)
-void check(cudaError_t error) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string("fusedrnn: time-step kernel: ") + cudaGetErrorString(error));
-}
-#endif
-
 int64_t state_bytes(const Call& call) {
   const Problem& n = call.problem;
   const int64_t bytes = n.S * n.B * n.H * (call.precision == Precision::fp64 ? 8 : 4);
@@ -29,7 +20,7 @@ int64_t state_bytes(const Call& call) {
 }
 
 template <class P, class C, Pass kPass>
-void run_steps(const Call& call, void* scratch, [[maybe_unused]] void* stream) {
+void run_steps(const Call& call, void* scratch, void* stream) {
   using Tile = StepTile<P, C, kPass>;
   const Problem& n = call.problem;
   StepCall given{call, scratch, static_cast<char*>(scratch) + state_bytes(call), kTileRows};
@@ -38,20 +29,9 @@ void run_steps(const Call& call, void* scratch, [[maybe_unused]] void* stream) {
   while (given.tile_rows > 8 && ctas() < kEnoughCtas) given.tile_rows /= 2;
   constexpr bool kForward = kPass == Pass::forward;
   const int64_t last = kForward ? n.T - 1 : call.dh0 || call.dc0 ? -1 : 0;
-#if defined(__CUDACC__)
-  check(cudaFuncSetAttribute(time_step<P, C, kPass>, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kSmemBytes));
-#endif
+  const void* const kernel = reinterpret_cast<const void*>(time_step<P, C, kPass>);
   for (int64_t step = kForward ? 0 : n.T - 1; kForward ? step <= last : step >= last; step += kForward ? 1 : -1) {
-#if defined(__CUDACC__)
-    time_step<P, C, kPass>
-        <<<static_cast<unsigned>(ctas()), kStepThreads, Tile::kSmemBytes, static_cast<cudaStream_t>(stream)>>>(given,
-                                                                                                               step);
-    check(cudaGetLastError());
-#else
-    host_device::launch(
-        static_cast<int>(ctas()), kStepThreads, 1, Tile::kSmemBytes, host_device::seed(),
-        [=] { time_step<P, C, kPass>(given, step); }, 1);
-#endif
+    launch_kernel(kernel, {static_cast<int>(ctas()), kStepThreads, 1, Tile::kSmemBytes}, stream, given, step);
   }
 }
 

@@ -1,5 +1,7 @@
 // Runs a kernel on the stand-in: makes the CTAs' fibers and schedules them until all have returned or one has failed.
 #pragma once
+#include <mutex>
+
 #include "host_device/machine.h"
 
 namespace fusedrnn::host_device {
@@ -89,6 +91,8 @@ inline void launch_wave(int first, int count, int threads, int cluster, int smem
 // `resident`: how many CTAs run at a time, a multiple of the cluster; 0: all of them, as a cooperative launch has it.
 inline void launch(int grid, int threads, int cluster, int smem_bytes, unsigned seed,
                    const std::function<void()>& kernel, int resident = 0) {
+  static std::recursive_mutex mutex;  // there is one machine
+  const std::lock_guard<std::recursive_mutex> lock(mutex);
   if (!resident) resident = grid;
   for (int first = 0; first < grid; first += resident)
     launch_wave(first, std::min(resident, grid - first), threads, cluster, smem_bytes, seed + unsigned(first), kernel);
