@@ -1,4 +1,9 @@
-// The schemas of the ops that several libraries implement. fusedrnn/ops.py says what the arguments are.
+// The schemas of the ops that several libraries implement; shapes and results are those of fusedrnn/reference.py.
+//   save: return the gates that backward reads. x, weight_ih, bias_ih: what backward may rebuild them from instead.
+//   route: how CUDA runs it, a regime (0 as planned, 1 step, 2 cta, 3 cluster, 4 grid) plus 8 if float32 may be
+//     multiplied as TF32; 0 on the CPU.
+//   offsets: CUDA only. int64 [T]: sequences are [N, 1, S, ...], step t's rows from row offsets[t] on; lengths [S, B] say
+//     how many they are. The values are trusted.
 #pragma once
 
 namespace fusedrnn {

@@ -1,7 +1,6 @@
 """Calls of the CUDA kernels, compiled by g++ and run on the CPU (csrc/host_device), against the reference in float64.
 
-Run by tools/mutate_cuda.py. Outputs begin as NaN, and the stand-in refuses an access outside the
-tensors of the call.
+Run by tools/mutate_cuda.py. Outputs begin as NaN, and the stand-in refuses an access outside the tensors of the call.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from pairs import needs_kernel
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from fusedrnn import backends, measured, ops
+from fusedrnn import backends, measured, ops, products
 from fusedrnn.errors import BackendUnavailable, UnsupportedProblem
 from fusedrnn.measured import Point
 from fusedrnn.spec import CELLS, GRU, LSTM, Problem, by_mode
@@ -137,6 +137,24 @@ def test_auto_takes_a_gpus_kernels_only_where_they_were_measured(monkeypatch: py
 
 
 @pytest.mark.usefixtures("fresh_choices")
+def test_a_remembered_choice_is_that_of_the_gpu_and_of_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "cuda_missing", None)
+    monkeypatch.setattr(backends, "_measured_gpu", lambda: "a GPU")
+    monkeypatch.setattr(measured, "faster", lambda p, name, tf32: "aten" if tf32 else "cuda")
+    problem, chosen = PLAIN._replace(device="cuda"), []
+    for tf32 in (True, False, True):
+        monkeypatch.setattr(products, "layers_allow_tf32", lambda allowed=tf32: allowed)
+        chosen.append(backends.choose("auto", problem))
+    assert chosen == ["aten", "cuda", "aten"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    states = []
+    for index in (0, 1):
+        monkeypatch.setattr(torch.cuda, "current_device", lambda index=index: index)
+        states.append(backends._gpu_state())
+    assert states[0] != states[1]
+
+
+@pytest.mark.usefixtures("fresh_choices")
 def test_without_compiled_code_everything_but_the_kernel_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "missing", "it is not compiled; run `make`")
     assert backends.choose("auto", PLAIN) == "aten"
@@ -158,7 +176,7 @@ build.status = lambda: "not compiled"
 build.mend = lambda: "make"
 sys.modules["fusedrnn._build"] = build
 import torch, fusedrnn
-from fusedrnn import backends, measured, ops
+from fusedrnn import backends, measured, ops, products
 assert ops.missing == "not compiled" and ops.instruction_set is None
 assert str(ops.scan._schema) == "fusedrnn::" + ops.SCHEMAS[0]
 layer, x = fusedrnn.GRU(3, 4), torch.randn(5, 2, 3, requires_grad=True)

@@ -164,6 +164,25 @@ def test_tune_times_nothing_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> No
         tune.measure(point(8, 2, 0.0, dtype="fp32"), lambda call: 1.0, torch.device("cpu"), "aten")
 
 
+def test_tune_times_no_gradient_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right outputs are not enough where training is timed."""
+    monkeypatch.setattr(tune, "T", 3)
+    forward = fusedrnn.GRU.forward
+
+    def half_a_gradient(*a: object, **k: object) -> tuple[torch.Tensor, None]:
+        y = forward(*a, **k)[0]
+        return y.detach() + (y - y.detach()) / 2, None
+
+    monkeypatch.setattr(fusedrnn.GRU, "forward", half_a_gradient)
+    for grad in (False, True):
+        asked = (point(8, 2, 0.0, dtype="fp32", grad=grad), lambda call: 1.0, torch.device("cpu"), "aten")
+        if grad:
+            with pytest.raises(ValueError, match="differs"):
+                tune.measure(*asked)
+        else:
+            assert tune.measure(*asked) == 1.0
+
+
 def test_tune_stops_at_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
 

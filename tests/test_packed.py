@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import fusedrnn
+from fusedrnn import packed_scan
 
 each_layer = pytest.mark.parametrize("name", LAYERS)
 each_backend = pytest.mark.parametrize("backend", ["reference", "aten", "auto"])
@@ -186,3 +187,11 @@ def test_modules_of_torch_accept_the_output() -> None:
     y, _ = pad_packed_sequence(second(first(rows)[0])[0], batch_first=True)
     assert y.shape == (B, T, 2)
     assert y[0, 2:].eq(0).all()
+
+
+def test_packed_rows_are_refused_in_a_cuda_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay would read what was copied from the host at capture."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match=r"cannot be captured in a CUDA graph: .* lengths= instead"):
+        packed_scan.Rows.of(torch.tensor([2, 1]), torch.device("cuda"))
+    packed_scan.Rows.of(torch.tensor([2, 1]), torch.device("cpu"))

@@ -30,7 +30,7 @@ LEFT_OUT = [
     "mbar_arrive_expect",
     "mbar_wait",
 ]
-LEFT_OUT += ["st_release", "st_async4", "st_async8", "st_async16"]
+LEFT_OUT += ["st_async4", "st_async8", "st_async16"]
 CHANGED = {  # by one argument: its number, and what becomes of it
     "mbar_wait": [(1, "({}) ^ {}", "the other parity")],
     "mbar_arrive_expect": [(1, "({}) + 16 * {}", "16 bytes more"), (1, "({}) - 16 * {}", "16 bytes less")],
@@ -38,14 +38,17 @@ CHANGED = {  # by one argument: its number, and what becomes of it
     "named_sync": [(0, "{1} ? 1 : ({0})", "always barrier 1")],
 }
 CONDITIONAL = ["ld4_if", "ld8_if", "ld16_if", "st4_if", "st8_if", "st16_if"]  # their last argument is the condition
-PREDICATE = re.compile(r"\bFR_DEV (?:static )?bool (\w+)\(")
+PREDICATE = re.compile(r"\bFUSEDRNN_DEVICE (?:static )?bool (\w+)\(")
 COMPARISON = re.compile(r" (<|<=|>|>=|==|!=) (?!nullptr|Exchange::|Pass::|Precision::)")
 
 HARMLESS: dict[tuple[str, str], str] = {
     ("no cta_sync", "cta_sync(); cluster_sync();"): "a barrier of all threads of the cluster follows",
     ("no mbar_init_fence", ""): "seen by no stand-in: PTX asks for it before others use the barrier",
     ("no warp_sync", "exchange_grid.h"): "seen by no stand-in: it makes the lanes meet for mma after a loop",
-    ("no cluster_sync", "exchange.h: FR_DEV void end()"): "a CTA has waited for the last bytes that are sent to it",
+    (
+        "no cluster_sync",
+        "exchange.h: FUSEDRNN_DEVICE void end",
+    ): "a CTA has waited for the last bytes that are sent to it",
     ("no cluster_sync", "scatter.h: cluster_sync(); if (finisher)"): "as in exchange.h",
     ("no cluster_sync", "split.h: cluster_sync(); }"): "as in exchange.h",
     ("off by one: (thread_id() == 0", "if (thread_id() == 0)"): "thread 1 does it instead of thread 0",
@@ -222,7 +225,7 @@ def split(arguments: str) -> list[str]:
 def mutate(copy: Path) -> list[Fault]:
     """Changes the kernels' sources in a copy of the checkout."""
     folder = copy / "csrc/cuda"
-    paths = [p for p in sorted(folder.glob("*.h")) if p.name not in API and "FR_DEV" in p.read_text()]
+    paths = [p for p in sorted(folder.glob("*.h")) if p.name not in API and "FUSEDRNN_DEVICE" in p.read_text()]
     sources = [Source(path.name, path.read_text()) for path in paths]
     predicates = sorted({name for source in sources for name in PREDICATE.findall(source.text)})
     mutator = Mutator()

@@ -25,22 +25,22 @@ struct SmemVector {
   static constexpr int kChunk = L::kKTiles / 2 % 2 ? 1 : 2;  // blocks that are loaded at once
   char* buffers;
 
-  static FR_DEV int offset(int buffer, int chain, int block, int tile) {
+  static FUSEDRNN_DEVICE int offset(int buffer, int chain, int block, int tile) {
     return (((buffer * L::kChains + chain) * kBlocks + block) * L::kTiles + tile) * 512;
   }
   template <int kCount>
-  FR_DEV void load(uint4 (&f)[kCount][L::kTiles], int chain, int s, int block, const Params&, const Place<I>&,
-                   const Steps<I>&, int) const {
+  FUSEDRNN_DEVICE void load(uint4 (&f)[kCount][L::kTiles], int chain, int s, int block, const Params&, const Place<I>&,
+                            const Steps<I>&, int) const {
     for (int i = 0; i < kCount; ++i)
       for (int n = 0; n < L::kTiles; ++n)
         f[i][n] = *reinterpret_cast<const uint4*>(buffers + offset(s & 1, chain, block + i, n) + lane_id() * 16);
   }
   // Where this lane's elements of units k .. k + 15 of the vector go.
-  static FR_DEV int place(int buffer, int chain, int k, int tile, int half) {
+  static FUSEDRNN_DEVICE int place(int buffer, int chain, int k, int tile, int half) {
     return offset(buffer, chain, k / L::kBlock, tile) + (lane_id() >> 2) * 64 + k % L::kBlock * L::kBytes +
            (lane_id() & 3) * 4 * L::kBytes + 4 * L::kPair * half;
   }
-  FR_DEV void fill(const char* init, const Params& p, const Place<I>& c) {
+  FUSEDRNN_DEVICE void fill(const char* init, const Params& p, const Place<I>& c) {
     constexpr int kPiece = 16 / L::kBytes;  // elements of a load
     for (int i = thread_id(); i < L::kChains * kBlocks * L::kTiles * 32; i += L::kThreads) {
       const int lane = i & 31, tile = (i >> 5) % L::kTiles, block = (i >> 5) / L::kTiles % kBlocks;
@@ -59,15 +59,15 @@ template <Instance I>
 struct CtaExchange : SmemVector<I> {
   using L = Layout<I>;
   using Vector = SmemVector<I>;
-  FR_DEV CtaExchange(char* smem, const Params&, const Place<I>&, int) { this->buffers = smem; }
-  FR_DEV void begin(const char* init, const Params& p, const Place<I>& c) { this->fill(init, p, c); }
-  FR_DEV void wait(int, int) { cta_sync(); }
-  FR_DEV void publish(int chain, int s, int k, int tile, int half, const uint32_t (&words)[L::kWords]) {
+  FUSEDRNN_DEVICE CtaExchange(char* smem, const Params&, const Place<I>&, int) { this->buffers = smem; }
+  FUSEDRNN_DEVICE void begin(const char* init, const Params& p, const Place<I>& c) { this->fill(init, p, c); }
+  FUSEDRNN_DEVICE void wait(int, int) { cta_sync(); }
+  FUSEDRNN_DEVICE void publish(int chain, int s, int k, int tile, int half, const uint32_t (&words)[L::kWords]) {
     uint32_t w[L::kWords];
     to_operands<typename L::Element>(w, words);
     store_shared(this->buffers + Vector::place((s + 1) & 1, chain, k, tile, half), w);
   }
-  FR_DEV void end() {}
+  FUSEDRNN_DEVICE void end() {}
 };
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
@@ -81,11 +81,11 @@ struct ClusterExchange : SmemVector<I> {
   uint64_t* barriers;  // [2][chain]
   int steps;
 
-  FR_DEV ClusterExchange(char* smem, const Params&, const Place<I>&, int steps_) : steps(steps_) {
+  FUSEDRNN_DEVICE ClusterExchange(char* smem, const Params&, const Place<I>&, int steps_) : steps(steps_) {
     this->buffers = smem;
     barriers = reinterpret_cast<uint64_t*>(smem + Vector::kBytes);
   }
-  FR_DEV void begin(const char* init, const Params& p, const Place<I>& c) {
+  FUSEDRNN_DEVICE void begin(const char* init, const Params& p, const Place<I>& c) {
     this->fill(init, p, c);
     if (thread_id() == 0) {
       for (int i = 0; i < 2 * L::kChains; ++i) mbar_init(barriers + i, 1);
@@ -95,13 +95,13 @@ struct ClusterExchange : SmemVector<I> {
     cta_sync();
     cluster_sync();
   }
-  FR_DEV void wait(int chain, int s) {
+  FUSEDRNN_DEVICE void wait(int chain, int s) {
     if (s == 0) return;
     uint64_t* const barrier = barriers + (s & 1) * L::kChains + chain;
     mbar_wait(barrier, ((s - 1) >> 1) & 1);
     if (thread_id() == 0) mbar_arrive_expect(barrier, kVectorBytes);  // for vector s + 2
   }
-  FR_DEV void publish(int chain, int s, int k, int tile, int half, const uint32_t (&words)[L::kWords]) {
+  FUSEDRNN_DEVICE void publish(int chain, int s, int k, int tile, int half, const uint32_t (&words)[L::kWords]) {
     if (s + 1 >= steps) return;  // nobody waits for it
     uint32_t w[L::kWords];
     to_operands<typename L::Element>(w, words);
@@ -118,7 +118,7 @@ struct ClusterExchange : SmemVector<I> {
         st_async4(there, count, w[0]);
     }
   }
-  FR_DEV void end() { cluster_sync(); }  // no CTA leaves while others still write to it
+  FUSEDRNN_DEVICE void end() { cluster_sync(); }  // no CTA leaves while others still write to it
 };
 #endif
 }  // namespace fusedrnn::cuda

@@ -14,24 +14,24 @@ struct GridExchange {
   static constexpr int kGateBlocks = I.H / L::kBlock;
   const char *init, *out, *out_q;  // of the stream
 
-  FR_DEV GridExchange(char*, const Params& p, const Place<I>& c, int) : init(nullptr) {
+  FUSEDRNN_DEVICE GridExchange(char*, const Params& p, const Place<I>& c, int) : init(nullptr) {
     const ptrdiff_t vector = static_cast<ptrdiff_t>(c.stream) * L::hidden(p) * L::kBytes;
     out = L::kBackward ? p.dgates_x + L::kG * vector : p.y + vector;
     // so that gate g of a row of dq is where it would be in dgates_x
     out_q = L::kBackward && L::kHasQ ? p.dq + vector - (L::kG - 1) * L::hidden(p) * L::kBytes : nullptr;
   }
-  FR_DEV void begin(const char* i, const Params&, const Place<I>&) { init = i; }
-  FR_DEV void wait(int, int) {}
+  FUSEDRNN_DEVICE void begin(const char* i, const Params&, const Place<I>&) { init = i; }
+  FUSEDRNN_DEVICE void wait(int, int) {}
 
   // Byte offset of this lane's piece of a block in a row; negative: beyond H.
-  static FR_DEV int piece(const Params& p, int block) {
+  static FUSEDRNN_DEVICE int piece(const Params& p, int block) {
     const int gate = L::kBackward ? block / kGateBlocks : 0;
     const int unit = (block - gate * kGateBlocks) * L::kBlock + (lane_id() & 3) * (16 / L::kBytes);
     return unit < p.H ? (gate * p.H + unit) * L::kBytes : -1;
   }
   template <int kCount>
-  FR_DEV void load(uint4 (&f)[kCount][L::kTiles], int chain, int s, int block, const Params& p, const Place<I>& c,
-                   const Steps<I>& rows, int q) const {
+  FUSEDRNN_DEVICE void load(uint4 (&f)[kCount][L::kTiles], int chain, int s, int block, const Params& p,
+                            const Place<I>& c, const Steps<I>& rows, int q) const {
 #pragma unroll
     for (int n = 0; n < L::kTiles; ++n) {
 #pragma unroll
@@ -74,7 +74,8 @@ struct GridExchange {
     }
     warp_sync();
   }
-  FR_DEV void publish(int, int, int, int, int, const uint32_t (&)[L::kWords]) {}  // the store of the output is it
-  FR_DEV void end() {}
+  FUSEDRNN_DEVICE void publish(int, int, int, int, int, const uint32_t (&)[L::kWords]) {
+  }  // the store of the output is it
+  FUSEDRNN_DEVICE void end() {}
 };
 }  // namespace fusedrnn::cuda

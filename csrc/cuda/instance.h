@@ -38,5 +38,4 @@ struct Instance {
   constexpr int threads() const { return 32 * warps(); }
   constexpr int group_rows() const { return rows * chains; }
 };
-int smem_bytes(const Instance&);  // of a CTA; layout.h has the constexpr twin that the kernels use
 }  // namespace fusedrnn::cuda

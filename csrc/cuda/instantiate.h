@@ -15,7 +15,7 @@ inline constexpr Instance kInstanceOf{
     k_split, k_registers,          cluster};
 
 template <int... kFields>
-FR_KERNEL(kInstanceOf<kFields...>.threads())
+FUSEDRNN_KERNEL(kInstanceOf<kFields...>.threads())
 scan_kernel(const Params p) {
   constexpr Instance i = kInstanceOf<kFields...>;
   if constexpr (i.exchange == Exchange::scatter)
@@ -27,7 +27,7 @@ scan_kernel(const Params p) {
 }
 
 template <int... kFields>
-FR_KERNEL(kPackThreads)
+FUSEDRNN_KERNEL(kPackThreads)
 pack_kernel(const char* given, char* packed, int H) {
   constexpr Instance i = kInstanceOf<kFields...>;
   pack_weights<i>(given, packed, H);

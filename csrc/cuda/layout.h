@@ -54,7 +54,7 @@ struct CellOf<kLstm> {
   using Type = Lstm;
 };
 
-FR_DEV constexpr int row_unit(int g) { return 4 * (g >> 1) + (g & 1); }  // + 2 for rows 8 .. 15
+FUSEDRNN_DEVICE constexpr int row_unit(int g) { return 4 * (g >> 1) + (g & 1); }  // + 2 for rows 8 .. 15
 
 template <Instance I>
 struct Layout {
@@ -85,12 +85,12 @@ struct Layout {
   static_assert(I.exchange == Exchange::scatter || kK % (kBlock * kSplit) == 0);
   static_assert(!kGrid || I.H % kBlock == 0);  // a block has one gate
 
-  static FR_DEV int hidden(const Params& p) { return kMasked ? p.H : I.H; }
+  static FUSEDRNN_DEVICE int hidden(const Params& p) { return kMasked ? p.H : I.H; }
   // The part of the pre-activations' gradients that multiplies gate g of W_hh.
-  static FR_DEV constexpr int recurrent_part(int g) { return kHasQ && g == kG - 1 ? kG : g; }
+  static FUSEDRNN_DEVICE constexpr int recurrent_part(int g) { return kHasQ && g == kG - 1 ? kG : g; }
   // Scatter: the i-th tile of units of a warp. Every CTA starts with its own units, so the CTAs send to different peers
   // at any time.
-  static FR_DEV int scatter_tile(int rank, int warp, int i) {
+  static FUSEDRNN_DEVICE int scatter_tile(int rank, int warp, int i) {
     return (i * kWarps + warp + rank * kUnitTiles) % (I.H / 16);
   }
 };
@@ -102,7 +102,7 @@ struct Place {
   int stream, group, rank, unit_tile, slice, lane, unit0, half, row0;  // row0: first batch row of the group
   bool backwards;                                                      // in time
 
-  FR_DEV Place(const Params& p, int rank_) : rank(rank_) {
+  FUSEDRNN_DEVICE Place(const Params& p, int rank_) : rank(rank_) {
     const int team = block_id() / L::kTeam + p.first_team;
     stream = team / p.groups;
     group = team % p.groups;
@@ -115,22 +115,26 @@ struct Place {
     row0 = group * L::kGroupRows;
   }
   // Warps with slice < 2 add up the slices of k, each for a row half, and do the pointwise work.
-  FR_DEV bool finisher() const { return L::kSplit <= 2 || slice < 2; }
-  FR_DEV int row(int chain, int tile) const { return row0 + chain * I.rows + tile * 8 + (lane >> 2); }
-  FR_DEV int unit() const { return unit0 + 4 * (lane & 3) + 2 * half; }  // first of this lane's units, natural order
+  FUSEDRNN_DEVICE bool finisher() const { return L::kSplit <= 2 || slice < 2; }
+  FUSEDRNN_DEVICE int row(int chain, int tile) const { return row0 + chain * I.rows + tile * 8 + (lane >> 2); }
+  FUSEDRNN_DEVICE int unit() const {
+    return unit0 + 4 * (lane & 3) + 2 * half;
+  }  // first of this lane's units, natural order
   // Bytes: of row `row` in an array [S, B, H], and of this lane's units in it.
-  FR_DEV ptrdiff_t edge(const Params& p, int row) const {
+  FUSEDRNN_DEVICE ptrdiff_t edge(const Params& p, int row) const {
     return (static_cast<ptrdiff_t>(stream) * p.B + row) * L::hidden(p) * L::kBytes;
   }
-  FR_DEV ptrdiff_t edge(const Params& p, int chain, int tile) const {
+  FUSEDRNN_DEVICE ptrdiff_t edge(const Params& p, int chain, int tile) const {
     return edge(p, row(chain, tile)) + unit() * L::kBytes;
   }
   // This lane's units of row 0 of the stream in an array [T, B, S, vectors H], and bytes from row to row there.
   template <class Char>
-  FR_DEV Char* sequence(const Params& p, Char* base, int vectors) const {
+  FUSEDRNN_DEVICE Char* sequence(const Params& p, Char* base, int vectors) const {
     return base + (static_cast<ptrdiff_t>(stream) * vectors * L::hidden(p) + unit()) * L::kBytes;
   }
-  static FR_DEV int stride(const Params& p, int vectors) { return p.S * vectors * L::hidden(p) * L::kBytes; }
+  static FUSEDRNN_DEVICE int stride(const Params& p, int vectors) { return p.S * vectors * L::hidden(p) * L::kBytes; }
 };
-FR_DEV ptrdiff_t row_bytes(int row, int stride) { return static_cast<ptrdiff_t>(row) * stride; }  // one IMAD.WIDE
+FUSEDRNN_DEVICE ptrdiff_t row_bytes(int row, int stride) {
+  return static_cast<ptrdiff_t>(row) * stride;
+}  // one IMAD.WIDE
 }  // namespace fusedrnn::cuda

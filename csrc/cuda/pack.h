@@ -15,7 +15,7 @@ struct WeightIndex {
 // Which element of W_hh [G H, H] is half e of register r of a lane in a weight tile of (rank, warp): forward and
 // all-gather backward tile (k_tile, m), scatter (k_tile, m = M-tile of the warp).
 template <Instance I>
-FR_DEV WeightIndex weight_index(int rank, int warp, int k_tile, int m, int lane, int r, int e) {
+FUSEDRNN_DEVICE WeightIndex weight_index(int rank, int warp, int k_tile, int m, int lane, int r, int e) {
   using L = Layout<I>;
   constexpr int kPack = L::kPack;
   const int g = lane >> 2, t = lane & 3;
@@ -35,7 +35,7 @@ FR_DEV WeightIndex weight_index(int rank, int warp, int k_tile, int m, int lane,
 
 // The tiles of a lane follow each other by rank, warp, and then k_tile, m; scatter: m, k_tile.
 template <Instance I>
-FR_DEV void pack_weights(const char* given, char* packed, int H) {
+FUSEDRNN_DEVICE void pack_weights(const char* given, char* packed, int H) {
   using L = Layout<I>;
   using Word = typename L::Word;
   constexpr bool kScatter = I.exchange == Exchange::scatter;
@@ -56,7 +56,7 @@ FR_DEV void pack_weights(const char* given, char* packed, int H) {
   }
 }
 
-FR_DEV int row_length(const int64_t* lengths, int64_t at, int T) {
+FUSEDRNN_DEVICE int row_length(const int64_t* lengths, int64_t at, int T) {
   const int64_t length = lengths ? load_global(lengths + at) : T;
   return length < 0 ? 0 : length < T ? static_cast<int>(length) : T;
 }
@@ -64,7 +64,7 @@ FR_DEV int row_length(const int64_t* lengths, int64_t at, int T) {
 // Bit r of byte (q, tile) of a stream: row r of the tile of 8 starts anew before its own step q. A reset at t
 // separates t - 1 from t: forward in time it cuts before the step of t, backward in time before the step of t - 1.
 template <int = 0>
-FR_KERNEL(kPackThreads)
+FUSEDRNN_KERNEL(kPackThreads)
 pack_cuts(const CutsParams p) {
   const int64_t i = static_cast<int64_t>(block_id()) * kPackThreads + thread_id();
   const int64_t per_stream = static_cast<int64_t>(p.T + 2) * p.tiles;
@@ -86,7 +86,7 @@ pack_cuts(const CutsParams p) {
 
 // Fills every real row of an output whose rows lie packed with ones: only the device knows how many they are.
 template <int = 0>
-FR_KERNEL(kPackThreads)
+FUSEDRNN_KERNEL(kPackThreads)
 fill_rows(const FillParams p) {
   const int64_t i = static_cast<int64_t>(block_id()) * kPackThreads + thread_id();
   const int64_t pieces = p.row_bytes / 16, row = i / pieces, s = row % p.S, b = row / p.S % p.B, t = row / p.S / p.B;

@@ -17,33 +17,35 @@ struct PassBase {
   };
 
   // Of the rows for which `valid` (the others: 0), from an array [S, B, H] or null.
-  static FR_DEV void load_edge(Pair& v, const char* from, const Params& p, const Place<I>& c, int chain, int tile,
-                               bool valid) {
+  static FUSEDRNN_DEVICE void load_edge(Pair& v, const char* from, const Params& p, const Place<I>& c, int chain,
+                                        int tile, bool valid) {
     uint32_t w[kWords];
     load_words(w, from + c.edge(p, chain, tile), from && valid);
     for (int f = 0; f < kHalves; ++f) to_sums<Element>(w + f * L::kPair, v[f]);
   }
-  static FR_DEV void store_edge(char* to, const uint32_t (&w)[kWords], const Params& p, const Place<I>& c, int chain,
-                                int tile, bool valid) {
+  static FUSEDRNN_DEVICE void store_edge(char* to, const uint32_t (&w)[kWords], const Params& p, const Place<I>& c,
+                                         int chain, int tile, bool valid) {
     if (to) store_words(to + c.edge(p, chain, tile), w, valid);
   }
-  static FR_DEV void to_words(const Pair& v, uint32_t (&w)[kWords]) {
+  static FUSEDRNN_DEVICE void to_words(const Pair& v, uint32_t (&w)[kWords]) {
     for (int f = 0; f < kHalves; ++f) to_natural<Element>(v[f], w + f * L::kPair);
   }
-  static FR_DEV void store_edge(char* to, const Pair& v, const Params& p, const Place<I>& c, int chain, int tile,
-                                bool valid) {
+  static FUSEDRNN_DEVICE void store_edge(char* to, const Pair& v, const Params& p, const Place<I>& c, int chain,
+                                         int tile, bool valid) {
     uint32_t w[kWords];
     to_words(v, w);
     store_edge(to, w, p, c, chain, tile, valid);
   }
 
   // After the loop: a row without any step hands its state on, and an output is zero beyond its row's end.
-  static FR_DEV void pass_on(char* to, const char* from, const Params& p, const Place<I>& c, int chain, int tile) {
+  static FUSEDRNN_DEVICE void pass_on(char* to, const char* from, const Params& p, const Place<I>& c, int chain,
+                                      int tile) {
     uint32_t w[kWords];
     load_words(w, from + c.edge(p, chain, tile), from != nullptr);
     store_edge(to, w, p, c, chain, tile, true);
   }
-  static FR_DEV void clear(char* sequence, int vectors, const Params& p, const Place<I>& c, const Steps<I>& rows) {
+  static FUSEDRNN_DEVICE void clear(char* sequence, int vectors, const Params& p, const Place<I>& c,
+                                    const Steps<I>& rows) {
     if constexpr (!L::kMasked) return;
     if (!sequence || p.offsets) return;
     const uint32_t zeros[kWords] = {};
@@ -57,7 +59,7 @@ struct PassBase {
                           zeros, true);
   }
   template <class Each>
-  static FR_DEV void rows_without_steps(const Params& p, const Place<I>& c, const Steps<I>& rows, Each each) {
+  static FUSEDRNN_DEVICE void rows_without_steps(const Params& p, const Place<I>& c, const Steps<I>& rows, Each each) {
     if constexpr (L::kMasked)
       for (int chain = 0; chain < L::kChains; ++chain)
         for (int n = 0; n < kTiles; ++n)

@@ -22,15 +22,15 @@ struct Backward : PassBase<I> {
   const char *dy, *gates, *states;  // this lane's units; states: c of the LSTM, h of the others
   char *dgates_x, *dq;
 
-  FR_DEV Backward(const Params& p, const Place<I>& c)
+  FUSEDRNN_DEVICE Backward(const Params& p, const Place<I>& c)
       : dy(p.dy ? c.sequence(p, p.dy, 1) : nullptr),
         gates(kZ ? c.sequence(p, p.gates, kZ) : nullptr),
         states(c.sequence(p, L::kHasC ? p.cs : p.y, 1)),
         dgates_x(c.sequence(p, p.dgates_x, kG)),
         dq(L::kHasQ ? c.sequence(p, p.dq, 1) : nullptr) {}
-  static FR_DEV const char* initial(const Params&) { return nullptr; }
+  static FUSEDRNN_DEVICE const char* initial(const Params&) { return nullptr; }
 
-  FR_DEV void begin(State& state, const Params& p, const Place<I>& c, const Steps<I>& rows, int chain) const {
+  FUSEDRNN_DEVICE void begin(State& state, const Params& p, const Place<I>& c, const Steps<I>& rows, int chain) const {
     for (int n = 0; n < kTiles; ++n) {
       const bool valid = rows.inside(p, c, chain, n) && !L::kMasked;  // masked: at the row's own last step
       Base::load_edge(state.h[n], p.dhn, p, c, chain, n, valid);
@@ -41,8 +41,8 @@ struct Backward : PassBase<I> {
       }
     }
   }
-  FR_DEV void load(Inputs& in, const Params& p, const Place<I>& c, const Steps<I>& rows, int chain, int q,
-                   int ahead) const {
+  FUSEDRNN_DEVICE void load(Inputs& in, const Params& p, const Place<I>& c, const Steps<I>& rows, int chain, int q,
+                            int ahead) const {
     for (int n = 0; n < kTiles; ++n) {
       const int row = rows.ahead(chain, n, ahead);
       const bool mine = rows.mine(p, c, chain, n, q);
@@ -64,8 +64,8 @@ struct Backward : PassBase<I> {
   }
 
   // What arrives from step q + 1 does not pass to a row that started anew there.
-  static FR_DEV void cut(V (&dh)[kHalves][2], V (&carried)[kHalves][2], V (&dc)[kHalves][2], const Place<I>& c,
-                         uint32_t cuts) {
+  static FUSEDRNN_DEVICE void cut(V (&dh)[kHalves][2], V (&carried)[kHalves][2], V (&dc)[kHalves][2], const Place<I>& c,
+                                  uint32_t cuts) {
     if (!cuts) return;
     for (int f = 0; f < kHalves; ++f)
       for (int e = 0; e < 2; ++e)
@@ -73,8 +73,8 @@ struct Backward : PassBase<I> {
   }
 
   template <class Exchange>
-  FR_DEV void step(const Sums& sums, const Inputs& in, State& state, const Params& p, const Place<I>& c,
-                   const Steps<I>& rows, int chain, int s, int q, Exchange& exchange) const {
+  FUSEDRNN_DEVICE void step(const Sums& sums, const Inputs& in, State& state, const Params& p, const Place<I>& c,
+                            const Steps<I>& rows, int chain, int s, int q, Exchange& exchange) const {
     for (int n = 0; n < kTiles; ++n) {
       V dh[kHalves][2];
       for (int f = 0; f < kHalves; ++f)
@@ -129,8 +129,8 @@ struct Backward : PassBase<I> {
     }
   }
 
-  static FR_DEV void last(const Sums& sums, State& state, const Params& p, const Place<I>& c, const Steps<I>& rows,
-                          int chain) {
+  static FUSEDRNN_DEVICE void last(const Sums& sums, State& state, const Params& p, const Place<I>& c,
+                                   const Steps<I>& rows, int chain) {
     for (int n = 0; n < kTiles; ++n) {
       V dh[kHalves][2];
       for (int f = 0; f < kHalves; ++f)
@@ -148,7 +148,7 @@ struct Backward : PassBase<I> {
     }
   }
 
-  FR_DEV void end(const Params& p, const Place<I>& c, const Steps<I>& rows) const {
+  FUSEDRNN_DEVICE void end(const Params& p, const Place<I>& c, const Steps<I>& rows) const {
     Base::clear(dgates_x, kG, p, c, rows);
     if (L::kHasQ) Base::clear(dq, 1, p, c, rows);
     Base::rows_without_steps(p, c, rows, [&](int chain, int n) {

@@ -20,14 +20,14 @@ struct Forward : PassBase<I> {
   const char* gates_x;  // this lane's units
   char *y, *cs, *gates;
 
-  FR_DEV Forward(const Params& p, const Place<I>& c)
+  FUSEDRNN_DEVICE Forward(const Params& p, const Place<I>& c)
       : gates_x(c.sequence(p, p.gates_x, kG)),
         y(c.sequence(p, p.y, 1)),
         cs(L::kHasC && p.cs ? c.sequence(p, p.cs, 1) : nullptr),
         gates(kZ && p.gates ? c.sequence(p, p.gates, kZ) : nullptr) {}
-  static FR_DEV const char* initial(const Params& p) { return p.h0; }
+  static FUSEDRNN_DEVICE const char* initial(const Params& p) { return p.h0; }
 
-  static FR_DEV void begin(State& state, const Params& p, const Place<I>& c, const Steps<I>& rows, int chain) {
+  static FUSEDRNN_DEVICE void begin(State& state, const Params& p, const Place<I>& c, const Steps<I>& rows, int chain) {
     for (int n = 0; n < kTiles; ++n) {
       bool valid = rows.inside(p, c, chain, n);
       if constexpr (L::kMasked) valid = valid && !Steps<I>::natural_bit(c, rows.cut_now[Steps<I>::index(chain, n)]);
@@ -36,8 +36,8 @@ struct Forward : PassBase<I> {
     }
   }
   // Of step q, `ahead` steps after the one at hand.
-  FR_DEV void load(Inputs& in, const Params& p, const Place<I>& c, const Steps<I>& rows, int chain, int q,
-                   int ahead) const {
+  FUSEDRNN_DEVICE void load(Inputs& in, const Params& p, const Place<I>& c, const Steps<I>& rows, int chain, int q,
+                            int ahead) const {
     for (int n = 0; n < kTiles; ++n) {
       const char* const from = gates_x + row_bytes(rows.ahead(chain, n, ahead), Place<I>::stride(p, kG));
       for (int g = 0; g < kG; ++g)
@@ -46,8 +46,8 @@ struct Forward : PassBase<I> {
   }
 
   template <class Exchange>
-  FR_DEV void step(const Sums& sums, const Inputs& in, State& state, const Params& p, const Place<I>& c,
-                   const Steps<I>& rows, int chain, int s, int q, Exchange& exchange) const {
+  FUSEDRNN_DEVICE void step(const Sums& sums, const Inputs& in, State& state, const Params& p, const Place<I>& c,
+                            const Steps<I>& rows, int chain, int s, int q, Exchange& exchange) const {
     for (int n = 0; n < kTiles; ++n) {
       uint32_t h_words[kWords], c_words[kWords], kept_words[kZ + 1][kWords];
       for (int f = 0; f < kHalves; ++f) {
@@ -96,9 +96,9 @@ struct Forward : PassBase<I> {
       }
     }
   }
-  static FR_DEV void last(const Sums&, State&, const Params&, const Place<I>&, const Steps<I>&, int) {}
+  static FUSEDRNN_DEVICE void last(const Sums&, State&, const Params&, const Place<I>&, const Steps<I>&, int) {}
 
-  FR_DEV void end(const Params& p, const Place<I>& c, const Steps<I>& rows) const {
+  FUSEDRNN_DEVICE void end(const Params& p, const Place<I>& c, const Steps<I>& rows) const {
     Base::clear(y, 1, p, c, rows);
     if (L::kHasC) Base::clear(cs, 1, p, c, rows);
     if (kZ) Base::clear(gates, kZ, p, c, rows);

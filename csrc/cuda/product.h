@@ -12,7 +12,7 @@ struct WarpWeights {
   uint4* shared;
 
   // from: packed tiles of the warp.
-  FR_DEV WarpWeights(const uint4* from, char* smem) {
+  FUSEDRNN_DEVICE WarpWeights(const uint4* from, char* smem) {
     shared = reinterpret_cast<uint4*>(smem) + warp_id() * ((kKTiles - kRegisters) * kM * 32) + lane_id();
 #pragma unroll
     for (int k = 0; k < kKTiles; ++k)
@@ -25,14 +25,14 @@ struct WarpWeights {
           shared[((k - kRegisters) * kM + m) * 32] = tile;
       }
   }
-  FR_DEV uint4 at(int k, int m) const {
+  FUSEDRNN_DEVICE uint4 at(int k, int m) const {
     return k < kRegisters ? kept[k < kRegisters ? k : 0][m] : shared[((k - kRegisters) * kM + m) * 32];
   }
 
   // sums[0] + sums[1]: even and odd k-tiles are independent chains of mma. slice: of k.
   template <class Exchange>
-  FR_DEV void multiply(float (&sums)[2][kM][L::kTiles][4], const Exchange& exchange, int chain, int s, int slice,
-                       const Params& p, const Place<I>& c, const Steps<I>& rows, int q) const {
+  FUSEDRNN_DEVICE void multiply(float (&sums)[2][kM][L::kTiles][4], const Exchange& exchange, int chain, int s,
+                                int slice, const Params& p, const Place<I>& c, const Steps<I>& rows, int q) const {
 #pragma unroll
     for (int block = 0; block < kKTiles / 2; block += Exchange::kChunk) {
       uint4 v[Exchange::kChunk][L::kTiles];
@@ -53,13 +53,13 @@ struct WarpWeights {
 };
 
 template <Instance I>
-FR_DEV const uint4* packed_weights(const Params& p, int stream) {
+FUSEDRNN_DEVICE const uint4* packed_weights(const Params& p, int stream) {
   using L = Layout<I>;
   return reinterpret_cast<const uint4*>(p.w + static_cast<ptrdiff_t>(stream) * L::kG * I.H * I.H * L::kBytes);
 }
 // Of the unit that this lane finishes in row half f.
 template <Instance I>
-FR_DEV float bias_of(const Params& p, const Place<I>& c, int gate, int f) {
+FUSEDRNN_DEVICE float bias_of(const Params& p, const Place<I>& c, int gate, int f) {
   using L = Layout<I>;
   const int unit = c.unit0 + row_unit(c.lane >> 2) + 2 * (f + c.half), H = L::hidden(p);
   if (L::kBackward || !p.bias || unit >= H) return 0;

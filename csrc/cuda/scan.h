@@ -17,7 +17,7 @@ template <Instance I>
 using PassOf = std::conditional_t<I.pass == Pass::backward, Backward<I>, Forward<I>>;
 
 template <Instance I, class Exchange>
-FR_DEV void scan_with(const Params& p) {
+FUSEDRNN_DEVICE void scan_with(const Params& p) {
   using L = Layout<I>;
   using ThisPass = PassOf<I>;
   constexpr int kM = L::kM, kTiles = L::kTiles, kSplit = L::kSplit, kHalves = L::kHalves, kChains = L::kChains;
@@ -108,7 +108,7 @@ FR_DEV void scan_with(const Params& p) {
 }
 
 template <Instance I>
-FR_DEV void scan(const Params& p) {
+FUSEDRNN_DEVICE void scan(const Params& p) {
   if constexpr (I.exchange == Exchange::cta) scan_with<I, CtaExchange<I>>(p);
   if constexpr (I.exchange == Exchange::grid) scan_with<I, GridExchange<I>>(p);
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900

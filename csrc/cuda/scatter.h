@@ -21,17 +21,17 @@ struct Scatter {
   char *slots, *vectors;
   uint64_t* barriers;  // [2][chain]
 
-  FR_DEV explicit Scatter(char* smem)
+  FUSEDRNN_DEVICE explicit Scatter(char* smem)
       : slots(smem + L::kWeightsSmem),
         vectors(slots + 2 * L::kChains * kSlot),
         barriers(reinterpret_cast<uint64_t*>(vectors + 2 * L::kChains * kVector)) {}
-  FR_DEV char* slot(int s, int chain, int from, int unit_tile, int n) const {
+  FUSEDRNN_DEVICE char* slot(int s, int chain, int from, int unit_tile, int n) const {
     return slots + ((s & 1) * L::kChains + chain) * kSlot + ((from * L::kUnitTiles + unit_tile) * L::kTiles + n) * 512 +
            lane_id() * 16;
   }
-  FR_DEV uint64_t* barrier(int s, int chain) const { return barriers + (s & 1) * L::kChains + chain; }
+  FUSEDRNN_DEVICE uint64_t* barrier(int s, int chain) const { return barriers + (s & 1) * L::kChains + chain; }
   // Two buffers: a warp whose sums all go to other CTAs may still read step s while finishing warps write s + 1.
-  FR_DEV char* block(int s, int chain, int k_block, int n) const {
+  FUSEDRNN_DEVICE char* block(int s, int chain, int k_block, int n) const {
     return vectors + ((s & 1) * L::kChains + chain) * kVector + (k_block * L::kTiles + n) * 512;
   }
 };
@@ -42,7 +42,7 @@ struct LocalVector {
   using L = Layout<I>;
   const Scatter<I>& at;
   int rank;
-  FR_DEV void publish(int chain, int s, int k, int n, int half, const uint32_t (&words)[L::kWords]) {
+  FUSEDRNN_DEVICE void publish(int chain, int s, int k, int n, int half, const uint32_t (&words)[L::kWords]) {
     uint32_t w[L::kWords];
     to_operands<typename L::Element>(w, words);
     const int local = k / I.H * I.units + k % I.H - rank * I.units;
@@ -53,7 +53,7 @@ struct LocalVector {
 };
 
 template <Instance I>
-FR_DEV void scan_scattering(const Params& p) {
+FUSEDRNN_DEVICE void scan_scattering(const Params& p) {
   using L = Layout<I>;
   using ThisPass = Backward<I>;
   using Parts = Scatter<I>;
@@ -158,7 +158,7 @@ FR_DEV void scan_scattering(const Params& p) {
 #endif
 
 template <Instance I>
-FR_DEV void scan_scatter(const Params& p) {
+FUSEDRNN_DEVICE void scan_scatter(const Params& p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   scan_scattering<I>(p);
 #endif

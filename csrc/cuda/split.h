@@ -16,7 +16,7 @@
 namespace fusedrnn::cuda {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 template <Instance I>
-FR_DEV void scan_splitting(const Params& p) {
+FUSEDRNN_DEVICE void scan_splitting(const Params& p) {
   using L = Layout<I>;
   using ThisPass = PassOf<I>;
   constexpr int kM = L::kM, kTiles = L::kTiles, kSplit = L::kSplit, kChains = L::kChains;
@@ -108,7 +108,7 @@ FR_DEV void scan_splitting(const Params& p) {
 #endif
 
 template <Instance I>
-FR_DEV void scan_split(const Params& p) {
+FUSEDRNN_DEVICE void scan_split(const Params& p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   scan_splitting<I>(p);
 #endif

@@ -34,7 +34,7 @@ struct Step {
   Number *const state_h, *const state_c;
   const int64_t step, t, H;
 
-  FR_DEV Step(const StepCall& given, int64_t step_, int64_t s, int64_t b0, int64_t unit0)
+  FUSEDRNN_DEVICE Step(const StepCall& given, int64_t step_, int64_t s, int64_t b0, int64_t unit0)
       : f(given.call),
         walk{f, s},
         tile{f.problem.H, unit0, b0, int(b0 + given.tile_rows < f.problem.B ? given.tile_rows : f.problem.B - b0)},
@@ -44,7 +44,7 @@ struct Step {
         t(walk.time(step_)),
         H(f.problem.H) {}
 
-  FR_DEV void run() const {
+  FUSEDRNN_DEVICE void run() const {
     if (thread_id() < kTileRows) list_source(thread_id());
     cta_sync();
     const bool multiplies = vote_any(Tile::sources()[lane_id()] != nullptr);  // the same in every warp
@@ -62,7 +62,7 @@ struct Step {
 
   // What W_hh is multiplied with for a batch row. Forward: the state it starts from. Backward: the gates' gradients of
   // the step after, unless the row has not got that step, or does not hand its state on to it.
-  FR_DEV void list_source(int row) const {
+  FUSEDRNN_DEVICE void list_source(int row) const {
     const Stored *source = nullptr, *source_q = nullptr;
     const int64_t b = tile.b0 + row;
     if (row < tile.rows) {
@@ -80,21 +80,21 @@ struct Step {
     Tile::sources()[kTileRows + row] = source_q;
   }
 
-  FR_DEV Number sum(int gate, int row, int64_t unit) const {
+  FUSEDRNN_DEVICE Number sum(int gate, int row, int64_t unit) const {
     Number all(0);
     if (Tile::sources()[row])
       for (int split = 0; split < Tile::kSplits; split++)
         all += Tile::sums()[Tile::sum(split, gate, row, int(unit - tile.unit0))];
     return all;
   }
-  static FR_DEV V load(const void* from, int64_t at) {  // zero if there is none
+  static FUSEDRNN_DEVICE V load(const void* from, int64_t at) {  // zero if there is none
     return from ? V(E::load(static_cast<const Stored*>(from) + at)) : V(0);
   }
-  static FR_DEV void store(void* to, int64_t at, V v) {
+  static FUSEDRNN_DEVICE void store(void* to, int64_t at, V v) {
     if (to) E::store(static_cast<Stored*>(to) + at, v);
   }
 
-  FR_DEV void forward(int row, int64_t b, int64_t unit) const {
+  FUSEDRNN_DEVICE void forward(int row, int64_t b, int64_t unit) const {
     const int64_t edge = walk.edge(b) * H + unit;
     const bool real = walk.real(t, b);
     V h = step ? V(load_global(state_h + edge)) : load(f.h0, edge), c(0), kept[4] = {};
@@ -124,7 +124,7 @@ struct Step {
     if (C::kHasC) store(f.cn, edge, c);
   }
 
-  FR_DEV void backward(int row, int64_t b, int64_t unit) const {
+  FUSEDRNN_DEVICE void backward(int row, int64_t b, int64_t unit) const {
     const int64_t edge = walk.edge(b) * H + unit;
     const bool last = step + 1 == f.problem.T;
     V dh = (last ? load(f.dhn, edge) : V(load_global(state_h + edge))) + V(sum(0, row, unit)), dc(0), da[4] = {};
@@ -163,7 +163,7 @@ struct Step {
 
 // Blocks: unit tile fastest, then batch tile, then stream.
 template <class P, class C, Pass kPass>
-FR_KERNEL(kStepThreads)
+FUSEDRNN_KERNEL(kStepThreads)
 time_step(const StepCall given, int64_t step) {
   const Problem& n = given.call.problem;
   constexpr int kUnits = StepTile<P, C, kPass>::kUnits;

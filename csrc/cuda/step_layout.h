@@ -18,9 +18,9 @@ struct Element {
   using Value = cuda::Value<P>;
   using Number = float;
   static constexpr bool kTensorCores = std::is_same_v<P, Tf32>;
-  static FR_DEV Number load(const Stored* p) { return load_global(p); }
-  static FR_DEV void store(Stored* p, Value v) { store_global(p, v.x); }
-  static FR_DEV Number number(Value v) { return v.x; }
+  static FUSEDRNN_DEVICE Number load(const Stored* p) { return load_global(p); }
+  static FUSEDRNN_DEVICE void store(Stored* p, Value v) { store_global(p, v.x); }
+  static FUSEDRNN_DEVICE Number number(Value v) { return v.x; }
 };
 template <>
 struct Element<Fp64> {
@@ -28,9 +28,9 @@ struct Element<Fp64> {
   using Value = double;
   using Number = double;
   static constexpr bool kTensorCores = false;
-  static FR_DEV Number load(const Stored* p) { return load_global(p); }
-  static FR_DEV void store(Stored* p, Value v) { store_global(p, v); }
-  static FR_DEV Number number(Value v) { return v; }
+  static FUSEDRNN_DEVICE Number load(const Stored* p) { return load_global(p); }
+  static FUSEDRNN_DEVICE void store(Stored* p, Value v) { store_global(p, v); }
+  static FUSEDRNN_DEVICE Number number(Value v) { return v; }
 };
 template <class P>
 struct HalfElement {
@@ -38,13 +38,13 @@ struct HalfElement {
   using Value = cuda::Value<P>;
   using Number = float;
   static constexpr bool kTensorCores = true;
-  static FR_DEV Number load(const Stored* p) {
+  static FUSEDRNN_DEVICE Number load(const Stored* p) {
     float low, high;
     unpack2<P>(load_global(p), low, high);
     return low;
   }
-  static FR_DEV void store(Stored* p, Value v) { store_global(p, static_cast<Stored>(pack2<P>(v.x, 0.f))); }
-  static FR_DEV Number number(Value v) { return v.x; }
+  static FUSEDRNN_DEVICE void store(Stored* p, Value v) { store_global(p, static_cast<Stored>(pack2<P>(v.x, 0.f))); }
+  static FUSEDRNN_DEVICE Number number(Value v) { return v.x; }
 };
 template <>
 struct Element<Bf16> : HalfElement<Bf16> {};
@@ -72,7 +72,7 @@ struct StepTile {
   static constexpr int kStageOffset = kSumsOffset + kSplits * kSums * kTileRows * kRowStride * int(sizeof(Number));
   static constexpr int kSmemBytes =
       kStageOffset + (kTensorCores ? 0 : (kSums * kUnits + kTileRows) * kChunkStride * int(sizeof(Number)));
-  static FR_DEV int sum(int split, int gate, int row, int unit) {
+  static FUSEDRNN_DEVICE int sum(int split, int gate, int row, int unit) {
     return ((split * kSums + gate) * kTileRows + row) * kRowStride + unit;
   }
 
@@ -80,11 +80,11 @@ struct StepTile {
   const int64_t unit0, b0;  // first unit and batch row
   const int rows;           // batch rows, at most kTileRows
 
-  static FR_DEV const Stored** sources() { return reinterpret_cast<const Stored**>(smem_base()); }
-  static FR_DEV Number* sums() { return reinterpret_cast<Number*>(smem_base() + kSumsOffset); }
-  static FR_DEV Number* stage() { return reinterpret_cast<Number*>(smem_base() + kStageOffset); }
+  static FUSEDRNN_DEVICE const Stored** sources() { return reinterpret_cast<const Stored**>(smem_base()); }
+  static FUSEDRNN_DEVICE Number* sums() { return reinterpret_cast<Number*>(smem_base() + kSumsOffset); }
+  static FUSEDRNN_DEVICE Number* stage() { return reinterpret_cast<Number*>(smem_base() + kStageOffset); }
   // H numbers that gate's weights are multiplied with, or null for zeros.
-  FR_DEV const Stored* source(int gate, int row) const {
+  FUSEDRNN_DEVICE const Stored* source(int gate, int row) const {
     if (kHasQ && gate == C::kGates - 1) return sources()[kTileRows + row];
     const Stored* const first = sources()[row];
     return first ? first + gate * H : nullptr;
@@ -97,15 +97,15 @@ struct Walk {
   const Call& call;
   const int64_t s;
 
-  FR_DEV bool backwards() const { return s % call.problem.directions == 1; }
-  FR_DEV int64_t time(int64_t step) const { return backwards() ? call.problem.T - 1 - step : step; }
-  FR_DEV bool real(int64_t t, int64_t b) const {
+  FUSEDRNN_DEVICE bool backwards() const { return s % call.problem.directions == 1; }
+  FUSEDRNN_DEVICE int64_t time(int64_t step) const { return backwards() ? call.problem.T - 1 - step : step; }
+  FUSEDRNN_DEVICE bool real(int64_t t, int64_t b) const {
     const Rows& rows = call.rows;
     return !rows.lengths || t < load_global(rows.lengths + s * rows.length_s + b * rows.length_b);
   }
   // Whether the row does not take over the state of the step before: a reset cuts between t - 1 and t in both
   // directions.
-  FR_DEV bool cut(int64_t t, int64_t b) const {
+  FUSEDRNN_DEVICE bool cut(int64_t t, int64_t b) const {
     const Rows& rows = call.rows;
     if (!rows.reset) return false;
     const int64_t border = backwards() ? t + 1 : t;
@@ -113,16 +113,16 @@ struct Walk {
            load_global(rows.reset + border * rows.reset_t + b * rows.reset_b + s * rows.reset_s);
   }
   // Whether the step is the first real one of its row: it starts from the initial state (unless it is cut off from it).
-  FR_DEV bool starts(int64_t t, int64_t b) const {
+  FUSEDRNN_DEVICE bool starts(int64_t t, int64_t b) const {
     return backwards() ? t + 1 == call.problem.T || !real(t + 1, b) : t == 0;
   }
-  FR_DEV int64_t row(int64_t t, int64_t b) const {
+  FUSEDRNN_DEVICE int64_t row(int64_t t, int64_t b) const {
     return ((call.offsets ? load_global(call.offsets + t) : t * call.problem.B) + b) * call.problem.S + s;
   }
-  FR_DEV int64_t edge(int64_t b) const { return s * call.problem.B + b; }
+  FUSEDRNN_DEVICE int64_t edge(int64_t b) const { return s * call.problem.B + b; }
   // The state that a real row starts a step from, H numbers; null for zeros.
   template <class Stored>
-  FR_DEV const Stored* before(const void* states, const void* initial, int64_t step, int64_t b) const {
+  FUSEDRNN_DEVICE const Stored* before(const void* states, const void* initial, int64_t step, int64_t b) const {
     const int64_t t = time(step), H = call.problem.H;
     if (cut(t, b)) return nullptr;
     if (!starts(t, b)) return static_cast<const Stored*>(states) + row(time(step - 1), b) * H;

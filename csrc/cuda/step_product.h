@@ -27,7 +27,7 @@ struct TensorProduct {
     uint32_t weights[4][2 * kTiles], source[kColumns][4];
   };
 
-  static FR_DEV void load(Operands& to, const Stored* w, const Tile& tile, int item) {
+  static FUSEDRNN_DEVICE void load(Operands& to, const Stored* w, const Tile& tile, int item) {
     const int H = int(tile.H), unit0 = int(tile.unit0), blocks = (H + kBlock - 1) / kBlock;
     const int group = lane_id() >> 2, four = lane_id() & 3;
     const int gate = item / blocks, k0 = item % blocks * kBlock, k = k0 + kLane * four;
@@ -53,7 +53,7 @@ struct TensorProduct {
     }
   }
 
-  static FR_DEV void multiply(float (&sums)[kTiles][kColumns][4], Operands& from, int columns) {
+  static FUSEDRNN_DEVICE void multiply(float (&sums)[kTiles][kColumns][4], Operands& from, int columns) {
     for (int q = 0; q < 4; q++) {
       for (int half = 0; half < 2 * kTiles; half++) {
         uint32_t& word = from.weights[q][half];
@@ -70,7 +70,7 @@ struct TensorProduct {
       }
   }
 
-  static FR_DEV void run(const Stored* w, const Tile& tile) {
+  static FUSEDRNN_DEVICE void run(const Stored* w, const Tile& tile) {
     const int columns = (tile.rows + 7) / 8, items = (int(tile.H) + kBlock - 1) / kBlock * Tile::kProductGates;
     float sums[kTiles][kColumns][4] = {};
     Operands next;
@@ -94,7 +94,7 @@ struct TensorProduct {
   }
 
  private:
-  static FR_DEV void set(uint32_t (&to)[4], uint4 v) { to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w; }
+  static FUSEDRNN_DEVICE void set(uint32_t (&to)[4], uint4 v) { to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w; }
 };
 
 template <class P, class C, Pass kPass>
@@ -115,7 +115,7 @@ struct PlainProduct {
     Number weights[kWeights], inputs[kInputs];
   };
 
-  static FR_DEV void fetch(Fetched& to, const Stored* w, const Tile& tile, int64_t chunk) {
+  static FUSEDRNN_DEVICE void fetch(Fetched& to, const Stored* w, const Tile& tile, int64_t chunk) {
     const int64_t H = tile.H, chunks = (H + kChunk - 1) / kChunk;
     const int gate = int(chunk / chunks);
     const int64_t k0 = chunk % chunks * kChunk;
@@ -134,7 +134,7 @@ struct PlainProduct {
     }
   }
 
-  static FR_DEV void run(const Stored* w, const Tile& tile) {
+  static FUSEDRNN_DEVICE void run(const Stored* w, const Tile& tile) {
     Number* const weights = Tile::stage();                      // [gate, unit][k]
     Number* const inputs = weights + kSums * kUnits * kStride;  // [row][k]
     const int unit = thread_id() % kUnits, row = thread_id() / kUnits;
@@ -175,7 +175,7 @@ struct PlainProduct {
 
  private:
   // Number n of the staged weights: neighbours in n are neighbours in memory.
-  static FR_DEV int weight_row(int n) { return kForward ? n / kChunk : n % kUnits; }
-  static FR_DEV int weight_k(int n) { return kForward ? n % kChunk : n / kUnits; }
+  static FUSEDRNN_DEVICE int weight_row(int n) { return kForward ? n / kChunk : n % kUnits; }
+  static FUSEDRNN_DEVICE int weight_k(int n) { return kForward ? n % kChunk : n / kUnits; }
 };
 }  // namespace fusedrnn::cuda

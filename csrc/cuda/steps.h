@@ -23,12 +23,12 @@ struct Steps {
   uint32_t cut_now[kOwn], cut[kOwn], cut_next[kOwn];  // cuts of this step, of step q + 1, of q + 1 in the next step
   bool own;                                           // this lane's units exist
 
-  static FR_DEV int index(int chain, int tile) { return L::kMasked ? chain * kTiles + tile : 0; }
-  static FR_DEV int length_of(const Params& p, const Place<I>& c, int row) {
+  static FUSEDRNN_DEVICE int index(int chain, int tile) { return L::kMasked ? chain * kTiles + tile : 0; }
+  static FUSEDRNN_DEVICE int length_of(const Params& p, const Place<I>& c, int row) {
     if (row >= p.B) return 0;
     return L::kMasked ? row_length(p.lengths, c.stream * p.length_s + row * p.length_b, p.T) : p.T;
   }
-  FR_DEV int element(const Params& p, const Place<I>& c, int i, int q) const {
+  FUSEDRNN_DEVICE int element(const Params& p, const Place<I>& c, int i, int q) const {
     const int row = c.row(i / kTiles, i % kTiles);
     if (static_cast<unsigned>(q) >= static_cast<unsigned>(length[i])) return 0;
     const int t = c.backwards ? length[i] - 1 - q : q;
@@ -36,14 +36,14 @@ struct Steps {
       if (p.offsets) return static_cast<int>(p.offsets[t]) + row;
     return t * p.B + row;
   }
-  static FR_DEV uint32_t cut_byte(const Params& p, const Place<I>& c, int chain, int tile, int q) {
+  static FUSEDRNN_DEVICE uint32_t cut_byte(const Params& p, const Place<I>& c, int chain, int tile, int q) {
     if (q < 0 || !p.cuts) return 0;
     const int tiles = p.groups * kRows;
     return ld1(p.cuts + (static_cast<ptrdiff_t>(c.stream) * (p.T + 2) + q) * tiles + c.row0 / 8 + chain * kTiles +
                tile);
   }
 
-  FR_DEV Steps(const Params& p, const Place<I>& c) {
+  FUSEDRNN_DEVICE Steps(const Params& p, const Place<I>& c) {
     steps = p.T;
     if constexpr (L::kMasked) {
       steps = 0;
@@ -67,17 +67,17 @@ struct Steps {
       }
     }
   }
-  FR_DEV int first() const { return L::kBackward ? steps - 1 : 0; }
+  FUSEDRNN_DEVICE int first() const { return L::kBackward ? steps - 1 : 0; }
 
   // At the start of step q: what advance(), and loads of the step after the next one, will need.
-  FR_DEV void fetch(const Params& p, const Place<I>& c, int q) {
+  FUSEDRNN_DEVICE void fetch(const Params& p, const Place<I>& c, int q) {
     if constexpr (L::kMasked)
       for (int i = 0; i < kRows; ++i) {
         second[i] = element(p, c, i, q + 2 * kAhead);
         cut_next[i] = cut_byte(p, c, i / kTiles, i % kTiles, q + 1 + kAhead);
       }
   }
-  FR_DEV void advance() {
+  FUSEDRNN_DEVICE void advance() {
     for (int i = 0; i < kOwn; ++i)
       if constexpr (L::kMasked) {
         before[i] = now[i], now[i] = after[i], after[i] = second[i];
@@ -87,29 +87,30 @@ struct Steps {
       }
   }
 
-  FR_DEV bool inside(const Params& p, const Place<I>& c, int chain, int tile) const {
+  FUSEDRNN_DEVICE bool inside(const Params& p, const Place<I>& c, int chain, int tile) const {
     return c.row(chain, tile) < p.B && own;
   }
-  FR_DEV bool active(const Params& p, const Place<I>& c, int chain, int tile, int q) const {  // the row has a step q
+  FUSEDRNN_DEVICE bool active(const Params& p, const Place<I>& c, int chain, int tile,
+                              int q) const {  // the row has a step q
     if constexpr (L::kMasked)
       return static_cast<unsigned>(q) < static_cast<unsigned>(length[index(chain, tile)]);
     else
       return c.row(chain, tile) < p.B;
   }
-  FR_DEV bool mine(const Params& p, const Place<I>& c, int chain, int tile, int q) const {
+  FUSEDRNN_DEVICE bool mine(const Params& p, const Place<I>& c, int chain, int tile, int q) const {
     return active(p, c, chain, tile, q) && own;
   }
-  FR_DEV bool last(const Params& p, int chain, int tile, int q) const {  // the row's last step
+  FUSEDRNN_DEVICE bool last(const Params& p, int chain, int tile, int q) const {  // the row's last step
     return q + 1 == (L::kMasked ? length[index(chain, tile)] : p.T);
   }
   // Row of memory of this step, of the last one, of the next `steps` (1 or 2).
-  FR_DEV int at(int chain, int tile) const {
+  FUSEDRNN_DEVICE int at(int chain, int tile) const {
     return L::kMasked ? now[index(chain, tile)] : now[0] + chain * I.rows + tile * 8;
   }
-  FR_DEV int previous(int chain, int tile) const {
+  FUSEDRNN_DEVICE int previous(int chain, int tile) const {
     return L::kMasked ? before[index(chain, tile)] : at(chain, tile) - move;
   }
-  FR_DEV int ahead(int chain, int tile, int of_steps) const {
+  FUSEDRNN_DEVICE int ahead(int chain, int tile, int of_steps) const {
     if constexpr (L::kMasked)
       return of_steps == 0   ? now[index(chain, tile)]
              : of_steps == 1 ? after[index(chain, tile)]
@@ -118,8 +119,8 @@ struct Steps {
       return at(chain, tile) + of_steps * move;
   }
   // Bits of a byte of cuts: of the row that this lane stores, and of the two rows that it computes.
-  static FR_DEV bool natural_bit(const Place<I>& c, uint32_t cuts) { return cuts >> (c.lane >> 2) & 1; }
-  static FR_DEV bool computed_bit(const Place<I>& c, uint32_t cuts, int e) {
+  static FUSEDRNN_DEVICE bool natural_bit(const Place<I>& c, uint32_t cuts) { return cuts >> (c.lane >> 2) & 1; }
+  static FUSEDRNN_DEVICE bool computed_bit(const Place<I>& c, uint32_t cuts, int e) {
     return cuts >> (2 * (c.lane & 3) + e) & 1;
   }
 };

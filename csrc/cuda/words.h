@@ -7,7 +7,7 @@
 namespace fusedrnn::cuda {
 // Zero where not `valid`.
 template <int kWords>
-FR_DEV void load_words(uint32_t (&w)[kWords], const char* p, bool valid) {
+FUSEDRNN_DEVICE void load_words(uint32_t (&w)[kWords], const char* p, bool valid) {
   if constexpr (kWords == 4) {
     const uint4 v = ld16_if(p, valid);
     w[0] = v.x, w[1] = v.y, w[2] = v.z, w[3] = v.w;
@@ -19,7 +19,7 @@ FR_DEV void load_words(uint32_t (&w)[kWords], const char* p, bool valid) {
   }
 }
 template <int kWords>
-FR_DEV void store_words(char* p, const uint32_t (&w)[kWords], bool valid) {
+FUSEDRNN_DEVICE void store_words(char* p, const uint32_t (&w)[kWords], bool valid) {
   if constexpr (kWords == 4)
     st16_if(p, make_uint4(w[0], w[1], w[2], w[3]), valid);
   else if constexpr (kWords == 2)
@@ -28,7 +28,7 @@ FR_DEV void store_words(char* p, const uint32_t (&w)[kWords], bool valid) {
     st4_if(p, w[0], valid);
 }
 template <int kWords>
-FR_DEV void store_shared(char* p, const uint32_t (&w)[kWords]) {
+FUSEDRNN_DEVICE void store_shared(char* p, const uint32_t (&w)[kWords]) {
   if constexpr (kWords == 4)
     *reinterpret_cast<uint4*>(p) = make_uint4(w[0], w[1], w[2], w[3]);
   else if constexpr (kWords == 2)
@@ -39,7 +39,7 @@ FR_DEV void store_shared(char* p, const uint32_t (&w)[kWords]) {
 
 // A 32-bit element is transposed as two matrices of 16-bit halves.
 template <class P>
-FR_DEV void transpose(uint32_t* w) {
+FUSEDRNN_DEVICE void transpose(uint32_t* w) {
   if constexpr (P::PACK == 2) {
     w[0] = movmatrix(w[0]);
   } else {
@@ -50,7 +50,7 @@ FR_DEV void transpose(uint32_t* w) {
   }
 }
 template <class P>
-FR_DEV void to_sums(const uint32_t* w, Value<P> (&v)[2]) {
+FUSEDRNN_DEVICE void to_sums(const uint32_t* w, Value<P> (&v)[2]) {
   uint32_t x[2 / P::PACK];
   for (int i = 0; i < 2 / P::PACK; ++i) x[i] = w[i];
   transpose<P>(x);
@@ -63,9 +63,9 @@ FR_DEV void to_sums(const uint32_t* w, Value<P> (&v)[2]) {
 }
 // A NaN becomes the canonical one: its bits are never those of the grid's sentinel. The conversion to 16 bits does so
 // by itself.
-FR_DEV uint32_t canonical_bits(float x) { return x != x ? 0x7fffffffu : float_bits(x); }
+FUSEDRNN_DEVICE uint32_t canonical_bits(float x) { return x != x ? 0x7fffffffu : float_bits(x); }
 template <class P>
-FR_DEV void to_natural(const Value<P> (&v)[2], uint32_t* w) {
+FUSEDRNN_DEVICE void to_natural(const Value<P> (&v)[2], uint32_t* w) {
   if constexpr (P::PACK == 2) {
     w[0] = pack2<P>(v[0].x, v[1].x);
   } else {
@@ -75,18 +75,18 @@ FR_DEV void to_natural(const Value<P> (&v)[2], uint32_t* w) {
   transpose<P>(w);
 }
 template <class P, int kWords>
-FR_DEV void to_operands(uint32_t (&o)[kWords], const uint32_t (&w)[kWords]) {
+FUSEDRNN_DEVICE void to_operands(uint32_t (&o)[kWords], const uint32_t (&w)[kWords]) {
   for (int i = 0; i < kWords; ++i) o[i] = operand<P>(w[i]);
 }
 template <class P>
-FR_DEV uint4 to_operands(uint4 v) {
+FUSEDRNN_DEVICE uint4 to_operands(uint4 v) {
   return make_uint4(operand<P>(v.x), operand<P>(v.y), operand<P>(v.z), operand<P>(v.w));
 }
 
 // 3xTF32: x = high + low exactly, and the product of the two low parts is below the rounding of fp32. Small terms
 // first.
 template <>
-FR_DEV void mma<Fp32>(float (&c)[4], const uint4& a, uint32_t b0, uint32_t b1) {
+FUSEDRNN_DEVICE void mma<Fp32>(float (&c)[4], const uint4& a, uint32_t b0, uint32_t b1) {
   uint4 high, low;
   tf32_split_here(a.x, high.x, low.x);
   tf32_split_here(a.y, high.y, low.y);

@@ -163,15 +163,6 @@ inline void deliver(size_t i) {
   if (s.barrier) change(s.barrier, 0, -4 * s.count);
   machine()->polls = 0;
 }
-inline void deliver_global(const Cta* from) {  // what a release must not overtake
-  auto& stores = machine()->stores;
-  for (size_t i = 0; i < stores.size();)
-    if (stores[i].from == from && !stores[i].barrier)
-      deliver(i);
-    else
-      i++;
-}
-
 inline void meet(Barrier& b, int threads) {
   if (b.waiting.empty()) b.threads = threads;
   if (b.threads != threads) fail("threads disagree on the size of a barrier");
