@@ -36,7 +36,7 @@ constexpr int grid_chunk(const Instance& i) {
   return chunk;
 }
 
-constexpr int footprint_smem_bytes(const Instance& i) {
+constexpr int smem_bytes(const Instance& i) {
   const Footprint f = footprint(i);
   const int tiles = i.rows / 8, vector = 2 * i.chains * f.k * i.rows * element_bytes(i.precision);
   const int sums = i.units / 16 * i.k_split * f.m_sums * tiles;  // tiles of partial sums, two halves of 256 bytes each

@@ -83,7 +83,7 @@ constexpr bool fits(const Instance& i) {
   const bool scatter = i.exchange == Exchange::scatter;
   const int k = (i.pass == Pass::forward ? 1 : gates) * (scatter ? i.units : i.H);
   if (k % (block * (scatter ? 1 : i.k_split)) || (scatter && i.H / 16 % i.warps())) return false;
-  return footprint_smem_bytes(i) <= kMostSmemBytes;
+  return smem_bytes(i) <= kMostSmemBytes;
 }
 
 template <class Take>

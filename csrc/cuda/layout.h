@@ -79,7 +79,7 @@ struct Layout {
   static constexpr int kKRegisters = kProduct.registers / kM;  // scatter: weight tiles; else k-tiles
   static constexpr int kWeightsSmem = kProduct.weights_smem();
   static constexpr int kSums = kSplit == 1 ? 0 : kChains * kUnitTiles * 2 * kSplit * kM * kTiles * 256;  // bytes
-  static constexpr int kSmemBytes = footprint_smem_bytes(I), kPackedBlocks = packed_blocks(I);           // of a stream
+  static constexpr int kSmemBytes = smem_bytes(I), kPackedBlocks = packed_blocks(I);                     // of a stream
   static_assert(I.H % 32 == 0 && I.H % I.units == 0 && I.units % 16 == 0 && I.rows % 8 == 0 && kThreads <= 1024);
   static_assert(kSplit == 1 || kSplit == 2 || kSplit == 4 || kSplit == 8);
   static_assert(I.exchange == Exchange::scatter || kK % (kBlock * kSplit) == 0);

@@ -128,8 +128,6 @@ Plan step_plan(const Request& r, const Device& device) {
 }
 }  // namespace
 
-int smem_bytes(const Instance& instance) { return footprint_smem_bytes(instance); }
-
 Plan plan(const Request& request, const Device& device, const Instance* instances, size_t count) {
   const Regime wish = request.wish;
   const bool any = wish == Regime::automatic;

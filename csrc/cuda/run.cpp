@@ -177,7 +177,7 @@ void run(const Call& call, const Plan& plan, void* scratch_memory, void* stream)
   }
 
   Params p = params_of(call, plan, packed, cuts);
-  Launch launch{0, i.threads(), i.cluster, footprint_smem_bytes(i), regime_of(i.exchange) == Regime::grid};
+  Launch launch{0, i.threads(), i.cluster, smem_bytes(i), regime_of(i.exchange) == Regime::grid};
   const int teams = static_cast<int>(n.S) * plan.groups;
   int wave = plan.wave > 0 ? std::min(plan.wave, teams) : teams;
   if (launch.resident) {
