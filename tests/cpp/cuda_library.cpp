@@ -68,7 +68,7 @@ int cuda_run(const int64_t* values, int row, unsigned seed) {
     size_t count = 0;
     const Instance& i = instances(&count)[row];
     const int groups = int((call.problem.B + i.group_rows() - 1) / i.group_rows());
-    plan = {regime_of(i.exchange), row, groups, i.team(), i.cluster, i.threads(), footprint_smem_bytes(i), 0, 0};
+    plan = {regime_of(i.exchange), row, groups, i.team(), i.cluster, i.threads(), smem_bytes(i), 0, 0};
   }
   host_device::seed() = seed;
   try {
