@@ -102,6 +102,7 @@ def fused(name: str, backend: str) -> Provider:
 NN = Provider("nn", lambda case, source: source, _torch_forward)
 FUSED = fused("fusedrnn", "auto")
 FUSED_CPU = fused("fusedrnn-cpu", "cpu")
+FUSED_TRITON = fused("fusedrnn-triton", "triton")
 FUSED_ATEN = fused("fusedrnn-aten", "aten")
 REFERENCE = fused("reference", "reference")
 ONNXRUNTIME = Provider(

@@ -14,9 +14,10 @@ if find_spec("torch") is None:
     )
 
 from . import functional
-from .backends import explain, use_backend
+from .backends import use_backend
 from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import convert, revert
+from .explanation import explain
 from .modules import GRU, LSTM, RNN
 
 __version__ = "0.1.0"

@@ -17,6 +17,7 @@ from .spec import CELLS
 
 States = tuple[Tensor, ...]
 TENSORS = 13  # of scan_backward's arguments: gradients, what forward kept, weight_hh, masks
+ROUTE = TENSORS + 2
 
 
 def adjoint(*args: Any) -> States:
@@ -27,10 +28,10 @@ def adjoint(*args: Any) -> States:
     if modes.transformed():
         out = ScanBackward.apply(*args)  # type: ignore[no-untyped-call]
     elif torch.compiler.is_compiling() or torch.is_grad_enabled():
-        out = ops.scan_backward(*args)
+        out = ops.scan_backward_for(args[ROUTE])(*args)
     else:
         with torch._C._AutoDispatchBelowAutograd():
-            out = ops.scan_backward(*args)
+            out = ops.scan_backward_for(args[ROUTE])(*args)
     return out
 
 
@@ -69,7 +70,7 @@ class ScanBackward(Function):
     @staticmethod
     def forward(*args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
-            return ops.scan_backward(*args)
+            return ops.scan_backward_for(args[ROUTE])(*args)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
@@ -81,5 +82,6 @@ class ScanBackward(Function):
 
 _members = batching.adjoint_rule(ScanBackward.apply)
 
-torch.library.register_autograd("fusedrnn::scan_backward", _backward, setup_context=_setup)
-torch.library.register_vmap("fusedrnn::scan_backward", batching.adjoint_rule(ops.scan_backward))
+for _op in (ops.scan_backward, ops.triton_scan_backward):
+    torch.library.register_autograd(_op, _backward, setup_context=_setup)
+    torch.library.register_vmap(_op, batching.adjoint_rule(_op))

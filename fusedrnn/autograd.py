@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import batching, ops, products, reference, units
+from . import triton_ops as _triton_ops  # noqa: F401  registers what the Triton ops run
 from .adjoint import adjoint
 from .modes import forward_mode, maps_gradients, opaque, traced, transformed, without_autocast
 from .spec import CELLS, GRU, LSTM, CellSpec
@@ -64,7 +65,7 @@ def layer(
         directions: 1 or 2.
         recompute: keep states only for backward, and rebuild the gates there.
         states: return the LSTM's cs in any case.
-        route: how the CUDA kernel shall run it, of `backends.route`; None for the CPU's.
+        route: which kernel on a GPU shall run it and how, of `backends.route`; None for the CPU's.
 
     Returns:
         y [T,B,D*H], hn [D,B,H], cs [T,B,D*H] ([0] if nobody wants it), cn [D,B,H]; the last two None but for the LSTM.
@@ -95,7 +96,7 @@ def _projected(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """`layer` as a projection by torch and `scan`."""
     H = weights[1].shape[-1]
-    odd = route is not None and H % units.MULTIPLE != 0
+    odd = route is not None and units.odd(H, route)
     if odd:
         weights, h0, c0 = units.padded(weights, h0, c0, spec)
     route = route or 0
@@ -136,7 +137,7 @@ def scan(
         directions: 1 or 2.
         source: (x, w_ih, b_ih) with gates_x = linear(x, w_ih, b_ih): what backward rebuilds the gates from.
         recompute: keep states only for backward, and rebuild the gates from `source`.
-        route: how the CUDA kernel shall run it, of `backends.route`; 0 for the CPU's.
+        route: which kernel on a GPU shall run it and how, of `backends.route`; 0 for the CPU's.
     """
     args = (gates_x, h0, c0, weight_hh, bias_hh, lengths, reset)
     if forward_mode():
@@ -151,12 +152,12 @@ def scan(
         return out
     grad = torch.is_grad_enabled() and any_requires_grad(*args[:5])
     if torch.compiler.is_compiling():
-        out = ops.scan(*call, grad and not recompute, *kept, route)
+        out = ops.scan_for(route)(*call, grad and not recompute, *kept, route)
     elif grad:
         out = ScanEager.apply(*call, not recompute, *kept, route)  # type: ignore[no-untyped-call]
     else:
         with _below_autograd():
-            out = ops.scan(*call, False, route=route)
+            out = ops.scan_for(route)(*call, False, route=route)
     return out
 
 
@@ -287,7 +288,7 @@ class Scan(Function):
     @staticmethod
     def forward(*args: Any) -> Any:
         with _below_autograd():
-            return ops.scan(*args)
+            return ops.scan_for(args[18])(*args)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
@@ -306,7 +307,7 @@ class ScanEager(Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
         with _below_autograd():
-            out = ops.scan(*args[:15], route=args[18])
+            out = ops.scan_for(args[18])(*args[:15], route=args[18])
         _setup(ctx, args, out)
         return out
 
@@ -387,5 +388,6 @@ def _layer_gradients(ctx: Any, dy: MaybeTensor, dhn: MaybeTensor, dcs: MaybeTens
 
 
 # What torch.compile and torch.export record is the op itself, so the op must be differentiable and batchable.
-torch.library.register_autograd("fusedrnn::scan", _backward, setup_context=_setup)
-torch.library.register_vmap("fusedrnn::scan", batching.scan_rule(ops.scan))
+for _op in (ops.scan, ops.triton_scan):
+    torch.library.register_autograd(_op, _backward, setup_context=_setup)
+    torch.library.register_vmap(_op, batching.scan_rule(_op))

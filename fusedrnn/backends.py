@@ -11,15 +11,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
-from . import gpu_plan, measured, modes, ops, products
+from . import gpu_plan, measured, modes, ops, products, triton_plan
 from .errors import BackendUnavailable, UnsupportedProblem
-from .spec import LSTM, Problem, by_mode
+from .spec import LSTM, Problem
+from .triton_kernels import config
 
 AUTO = "auto"
 Reason = str | None
@@ -58,7 +56,7 @@ def _cpu_why_not(p: Problem) -> Reason:
     if p.device != "cpu":
         return f"it runs on the CPU, the input is on {p.device}"
     if p.dtype not in (torch.float32, torch.float64, torch.bfloat16):
-        return f"it computes in float32, float64 and bfloat16, not in {_name(p.dtype)}"
+        return f"it computes in float32, float64 and bfloat16, not in {dtype_name(p.dtype)}"
     return "it has no projection (proj_size)" if p.proj_size else None
 
 
@@ -69,9 +67,14 @@ REGIMES = ("", "step", "cta", "cluster", "grid")
 """How a CUDA kernel holds the weights, at the index of its code in the ops' `route`; "": as the planner says."""
 
 
+def has_route(name: str) -> bool:
+    """Whether the backend called `name` is of those that take the op's argument `route`."""
+    return name.startswith(("cuda", "triton"))
+
+
 def route(name: str, dtype: torch.dtype) -> int:
-    """The ops' `route` for the backend called `name`: its regime, and whether float32 may be multiplied as TF32."""
-    code = REGIMES.index(name.partition(":")[2])
+    """The ops' `route` for the backend called `name`: its kernels, regime, and whether float32 may be taken as TF32."""
+    code = triton_plan.code(name) if name.startswith("triton") else REGIMES.index(name.partition(":")[2])
     return code | products.ALLOW_TF32 if dtype == torch.float32 and products.layers_allow_tf32() else code
 
 
@@ -81,7 +84,7 @@ def _cuda_why_not(p: Problem) -> Reason:
     if ops.cuda_missing is not None:
         return ops.cuda_missing
     if p.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        return f"it computes in float16, bfloat16, float32 and float64, not in {_name(p.dtype)}"
+        return f"it computes in float16, bfloat16, float32 and float64, not in {dtype_name(p.dtype)}"
     return "it has no projection (proj_size)" if p.proj_size else None
 
 
@@ -95,15 +98,42 @@ def _measured_gpu() -> str:
 def _cuda_slower(p: Problem) -> Reason:
     name = _measured_gpu()
     if not name:  # nor was it seen right there
-        return "nothing is measured on this GPU: `python -m fusedrnn tune` checks and times it"
-    if p.traced or _aten_why_not(p) is not None:
+        return _UNMEASURED
+    if p.traced:
+        return None
+    faster = _measured_faster(p, name)
+    if faster == "triton":
+        return f"measured slower than the Triton kernels on {name} for such sizes"
+    if _aten_why_not(p) is not None:
         return None  # there is nothing faster to hand it to
-    faster = measured.faster(p, name, tf32=products.layers_allow_tf32())
     if faster == "aten":
         return f"measured slower than cuDNN on {name} for such sizes"
     if faster is None and gpu_plan.slower_than_cudnn(p):
         return "no such size is measured, and by its planner's model it is slower than cuDNN"
     return None
+
+
+def _measured_faster(p: Problem, gpu: str) -> str | None:
+    able = [name for name, why_not in (("cuda", _cuda_why_not), ("triton", triton_plan.why_not)) if why_not(p) is None]
+    return measured.faster(p, gpu, able, tf32=products.layers_allow_tf32())
+
+
+_UNMEASURED = "nothing is measured on this GPU: `python -m fusedrnn tune` checks and times it"
+
+
+def _triton_slower(p: Problem) -> Reason:
+    if p.device == "cpu":
+        return "Triton's interpreter is for tests"
+    name = _measured_gpu()
+    if not name:
+        return _UNMEASURED
+    if p.traced or _aten_why_not(p) is not None:
+        return None
+    faster = _measured_faster(p, name)
+    if faster == "triton":
+        return None
+    rival = "the CUDA kernels" if faster == "cuda" else "cuDNN"
+    return f"not measured faster than {rival} on {name} for such sizes"
 
 
 def _cpu_slower(p: Problem) -> Reason:
@@ -158,6 +188,7 @@ def _aten_slower(p: Problem) -> Reason:
 
 BACKENDS = (
     Backend("cuda", "fused CUDA kernel", _cuda_why_not, _cuda_slower, lambda: ops.cuda_missing),
+    Backend("triton", "fused Triton kernel", triton_plan.why_not, _triton_slower, lambda: triton_plan.missing()),
     Backend("cpu", "fused C++ kernel", _cpu_why_not, _cpu_slower, lambda: ops.missing),
     Backend("aten", "torch's own op", _aten_why_not, _aten_slower),
     Backend("reference", "loop of PyTorch ops, the specification"),
@@ -165,10 +196,12 @@ BACKENDS = (
 """Every backend, in the order in which "auto" asks them."""
 
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
-_FORCED_REGIMES = tuple(f"cuda:{regime}" for regime in REGIMES[1:])
+_FORCED_REGIMES = {f"cuda:{regime}": gpu_plan.refusal for regime in REGIMES[1:]}
+_FORCED_REGIMES |= {f"triton:{regime}": triton_plan.refusal for regime in config.REGIMES[1:]}
 
 NAMES = (AUTO, *_BY_NAME, *_FORCED_REGIMES, "cudnn")
-"""What `backend=` may be. "cuda:REGIME" is the CUDA kernel in a regime of its own; "cudnn" torch's own op on a GPU."""
+"""What `backend=` may be. "cuda:REGIME" and "triton:REGIME" force how these kernels hold the weights; "cudnn" is
+torch's own op on a GPU."""
 
 
 @contextmanager
@@ -214,7 +247,7 @@ def choose(name: str, problem: Problem) -> str:
     name = override() or name
     # a symbolic T has no hash, and a cache is nothing a graph can hold
     if problem.traced or not isinstance(problem.T, int):
-        return _choose(name, problem)
+        return pick(name, problem)
     return _remembered(name, problem, _gpu_state() if problem.device == "cuda" else None)
 
 
@@ -223,7 +256,8 @@ def _gpu_state() -> object:
     return torch.cuda.is_available() and torch.cuda.current_device(), products.layers_allow_tf32()
 
 
-def _choose(name: str, problem: Problem) -> str:
+def pick(name: str, problem: Problem) -> str:
+    """`choose` as if `use_backend` stood nowhere, and without a memory."""
     if name == AUTO:
         able = [backend for backend in BACKENDS if backend.why_not(problem) is None]
         return next((backend for backend in able if backend.slower(problem) is None), able[-1]).name
@@ -235,7 +269,7 @@ def _choose(name: str, problem: Problem) -> str:
         raise BackendUnavailable(f"backend {name!r}: {missing}")
     reason = reason or backend.why_not(problem)
     if reason is None and name in _FORCED_REGIMES:
-        reason = gpu_plan.refusal(problem, name.partition(":")[2])
+        reason = _FORCED_REGIMES[name](problem, name.partition(":")[2])
     if reason is not None:
         raise UnsupportedProblem(f"backend {name!r} cannot take this call: {reason}; backend='auto' finds one that can")
     return name if name in _FORCED_REGIMES else backend.name
@@ -243,143 +277,13 @@ def _choose(name: str, problem: Problem) -> str:
 
 @lru_cache(maxsize=4096)
 def _remembered(name: str, problem: Problem, _: object) -> str:
-    return _choose(name, problem)
+    return pick(name, problem)
 
 
 def _cudnn_why_not(p: Problem) -> Reason:
     return None if p.device == "cuda" else f"cuDNN runs on a GPU, the input is on {p.device}"
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What one backend says: why it cannot take the problem, and why "auto" passes it over although it can."""
-
-    name: str
-    what: str
-    why_not: Reason
-    slower: Reason
-
-    def __str__(self) -> str:
-        if self.why_not is not None:
-            return f"no: {self.why_not}"
-        return "yes" if self.slower is None else f"yes, but {self.slower}"
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Which backend runs a problem, and what each says to it. `str()` makes a table of it.
-
-    Attributes:
-        problem: the call.
-        asked: the backend asked for, by the layer or by `use_backend`.
-        chosen: the backend that runs it, None if the one asked for cannot.
-        refusal: why that one cannot.
-        verdicts: one a backend, in the order in which "auto" asks them.
-    """
-
-    problem: Problem
-    asked: str
-    chosen: str | None
-    refusal: str | None
-    verdicts: tuple[Verdict, ...]
-
-    @property
-    def plans(self) -> str | None:
-        """How the CUDA kernels run it on the current GPU, a line a pass; None on other backends."""
-        chosen = self.chosen or ""
-        return gpu_plan.current(self.problem, chosen) if chosen.startswith("cuda") else None
-
-    @property
-    def regime(self) -> str | None:
-        """The regime of the CUDA kernels' forward pass, "step", "cta", "cluster" or "grid"; None on other backends."""
-        chosen = self.chosen or ""
-        return gpu_plan.regime(self.problem, chosen) if chosen.startswith("cuda") else None
-
-    def __str__(self) -> str:
-        p = self.problem
-        sizes = [f"{name}={getattr(p, name)}" for name in ("T", "B", "I", "H", "L", "D", "proj_size")]
-        flags = ("grad", "packed", "lengths", "reset", "return_states", "recompute", "traced")
-        asks = [name for name in flags if getattr(p, name)]
-        head = " ".join([p.cell.mode, *sizes[: 7 if p.proj_size else 6], _name(p.dtype), p.device, *asks])
-        chosen = self.chosen or ""
-        rows = [
-            f"{'>' if v.name == chosen.partition(':')[0] else ' '} {v.name:<9}  {v.what:<38}  {v}"
-            for v in self.verdicts
-        ]
-        tail = [f"  {line}" for line in (self.plans or "").splitlines()] + ([self.refusal] if self.refusal else [])
-        return "\n".join([head, *rows, *tail])
-
-
-def explain(
-    layer: Any,
-    input: Tensor | PackedSequence,
-    hx: Any = None,
-    lengths: Tensor | None = None,
-    reset: Tensor | None = None,
-    return_states: bool = False,
-) -> Explanation:
-    """Which backend would run `layer(input, hx, lengths, reset, return_states)`, and why every other one would not.
-
-    Args:
-        layer: a fusedrnn layer, or a torch.nn one: what `convert` would make of it.
-        input: what it would be called with; only its shape, dtype and device count. So with the rest.
-        hx: as in the layer's forward, like those below.
-        lengths: see above.
-        reset: see above.
-        return_states: see above.
-
-    Raises:
-        TypeError: `layer` is no recurrent layer.
-    """
-    if not isinstance(layer, nn.RNNBase):
-        raise TypeError(
-            f"explain: Expected a GRU, LSTM or RNN layer, got {type(layer).__name__}. (A cell is one step, no loop: in "
-            "plain eager mode 'auto' runs torch's own op.)"
-        )
-    problem = _problem(layer, input, lengths, reset, return_states)
-    asked = str(override() or getattr(layer, "backend", AUTO))
-    chosen, refusal = None, None
-    try:
-        chosen = _choose(asked, problem)
-    except (UnsupportedProblem, BackendUnavailable) as error:
-        refusal = str(error)
-    verdicts = (Verdict(b.name, b.what, b.why_not(problem), b.slower(problem)) for b in BACKENDS)
-    return Explanation(problem, asked, chosen, refusal, tuple(verdicts))
-
-
-def _problem(
-    layer: Any, input: Tensor | PackedSequence, lengths: Tensor | None, reset: Tensor | None, return_states: bool
-) -> Problem:
-    if isinstance(input, PackedSequence):
-        x, steps, rows = input.data, len(input.batch_sizes), int(input.batch_sizes[0])
-    else:
-        x = input
-        steps, rows = (1, 0) if layer.batch_first else (0, 1)
-        steps, rows = (x.shape[0], 1) if x.dim() == 2 else (x.shape[steps], x.shape[rows])
-    tensors = (x, *layer.parameters())
-    return Problem(
-        by_mode(layer.mode),
-        steps,
-        rows,
-        layer.input_size,
-        layer.hidden_size,
-        layer.num_layers,
-        2 if layer.bidirectional else 1,
-        layer.proj_size,
-        modes.compute_dtype(x),
-        x.device.type,
-        layer.bias,
-        layer.dropout if layer.training else 0.0,
-        torch.is_grad_enabled() and any(t.requires_grad for t in tensors),
-        lengths is not None,
-        reset is not None,
-        return_states,
-        getattr(layer, "recompute", False),
-        modes.traced(),
-        torch.get_num_threads(),
-        isinstance(input, PackedSequence),
-    )
-
-
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """The dtype's name in torch."""
     return str(dtype).removeprefix("torch.")

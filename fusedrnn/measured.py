@@ -1,4 +1,4 @@
-"""What was measured on a GPU: whether the fused kernels or torch's own op are faster there, for the choice of "auto".
+"""What was measured on a GPU: which fused kernels or torch's own op are the fastest there, for the choice of "auto".
 
 A table is a JSON file a GPU model. The package brings some (`tables/`, made from the benchmark grid's CSV);
 `python -m fusedrnn tune` measures the user's own GPU and keeps its table in the user's cache, where it goes before the
@@ -12,7 +12,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +23,7 @@ import torch
 from .spec import Problem
 
 SHIPPED = Path(__file__).parent / "tables"
-FORMAT = 1
+FORMAT = 2
 REACH = 4.0
 """A measured point speaks for a call whose H and B differ from its own by at most this factor."""
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
@@ -42,6 +42,7 @@ class Point:
         H: hidden size.
         B: batch rows.
         ratio: above 1 the fused kernels are faster.
+        backend: the fused kernels, "cuda" or "triton".
     """
 
     cell: str
@@ -52,10 +53,15 @@ class Point:
     H: int
     B: int
     ratio: float
+    backend: str = "cuda"
 
 
-def faster(problem: Problem, device_name: str, *, tf32: bool = True) -> str | None:
-    """Which of "cuda" (fused kernels) and "aten" (torch's own op) was measured faster for calls like this one.
+FUSED = ("cuda", "triton")
+"""The backends of which a table speaks, against torch's own op."""
+
+
+def faster(problem: Problem, device_name: str, among: Sequence[str] = FUSED, *, tf32: bool = True) -> str | None:
+    """Which of the fused kernels and "aten" (torch's own op) was measured fastest for calls like this one.
 
     The answer is the nearest point's, in log H and log B, among those of the same cell, dtype, number of directions and
     kind of pass, so that forward and backward of one call never part ways. Points of as many layers go first, then
@@ -64,6 +70,7 @@ def faster(problem: Problem, device_name: str, *, tf32: bool = True) -> str | No
     Args:
         problem: the call; T, I, lengths and the rest play no part.
         device_name: as `torch.cuda.get_device_name()` gives it.
+        among: the backends with fused kernels that can take the call.
         tf32: whether products of float32 are taken in TF32; tables know no other.
 
     Returns:
@@ -71,8 +78,10 @@ def faster(problem: Problem, device_name: str, *, tf32: bool = True) -> str | No
     """
     if problem.traced or (problem.dtype is torch.float32 and not tf32):  # traced: B may be a symbol
         return None
-    point = nearest(points(device_name), problem)
-    return None if point is None else "cuda" if point.ratio >= 1 else "aten"
+    table = points(device_name)
+    near = [nearest([p for p in table if p.backend == backend], problem) for backend in among]
+    best = max((p for p in near if p is not None), key=lambda p: p.ratio, default=None)
+    return None if best is None else best.backend if best.ratio >= 1 else "aten"
 
 
 def nearest(among: Iterable[Point], problem: Problem) -> Point | None:

@@ -1,9 +1,13 @@
 """The ops: their schemas, the compiled library behind them, and what they return for tensors without data.
 
 Without the compiled library the same schemas are defined here, so that the package imports and its other backends run.
+The Triton kernels stand behind two ops of their own, `triton_scan` and `triton_scan_backward`, with the schemas of
+`scan` and `scan_backward`: `triton_ops` registers what they run.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,11 +44,31 @@ if missing is not None:
     for _schema in SCHEMAS:
         _library.define(_schema, tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]
 
+triton_library = torch.library.Library("fusedrnn", "FRAGMENT")  # type: ignore[no-untyped-call]
+for _schema in SCHEMAS[:2]:
+    triton_library.define(f"triton_{_schema}", tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]
+
 scan = torch.ops.fusedrnn.scan.default
 scan_backward = torch.ops.fusedrnn.scan_backward.default
+triton_scan = torch.ops.fusedrnn.triton_scan.default
+triton_scan_backward = torch.ops.fusedrnn.triton_scan_backward.default
 layer = torch.ops.fusedrnn.layer.default
 layer_backward = torch.ops.fusedrnn.layer_backward.default
 product = torch.ops.fusedrnn.product.default
+
+TRITON = 16
+"""The bit of `route` for the Triton kernels; the ops of the others refuse it."""
+
+
+def scan_for(route: int) -> torch._ops.OpOverload[..., Any]:
+    """The op `scan` of the kernels that `route` means."""
+    return triton_scan if route & TRITON else scan
+
+
+def scan_backward_for(route: int) -> torch._ops.OpOverload[..., Any]:
+    """The op `scan_backward` of the kernels that `route` means."""
+    return triton_scan_backward if route & TRITON else scan_backward
+
 
 WANT_X, WANT_STATES, WANT_WEIGHTS = 1, 2, 4
 """Bits of layer_backward's `wanted`."""
@@ -178,6 +202,8 @@ def _product_fake(a: Tensor, b: Tensor, tf32: bool) -> Tensor:
 for _name, _fake in (
     ("scan", _scan_fake),
     ("scan_backward", _scan_backward_fake),
+    ("triton_scan", _scan_fake),
+    ("triton_scan_backward", _scan_backward_fake),
     ("layer", _layer_fake),
     ("layer_backward", _layer_backward_fake),
     ("product", _product_fake),

@@ -70,8 +70,8 @@ def recurrent(
     if chosen == "aten":
         return _by_torch(problem, data, batch_sizes, hx, weights, training)
 
-    if chosen.startswith("cuda") and not (recompute or return_states or problem.traced):
-        return _by_cuda(problem, data, batch_sizes, hx, weights, backends.route(chosen, problem.dtype))
+    if backends.has_route(chosen) and not (recompute or return_states or problem.traced):
+        return _as_they_lie(problem, data, batch_sizes, hx, weights, backends.route(chosen, problem.dtype))
 
     rows_alive = torch.arange(B) < batch_sizes.unsqueeze(1)  # [T, B]
     grid = _Grid(T, B, rows_alive.flatten().nonzero().squeeze(1).to(data.device))
@@ -118,7 +118,7 @@ class _Grid(NamedTuple):
         return padded.flatten(0, 1).index_select(0, self.places)
 
 
-def _by_cuda(
+def _as_they_lie(
     problem: Problem,
     data: Tensor,
     batch_sizes: Tensor,

@@ -1,4 +1,4 @@
-"""The recurrence over packed rows on the CUDA backend: no padded copy of them, in forward or in backward.
+"""The recurrence over packed rows on a GPU's kernels: no padded copy of them, in forward or in backward.
 
 Packed rows lie as in torch.nn.utils.rnn.PackedSequence, [N, ...]: step t's from row `offsets[t]` on, the longest
 sequence first. A second derivative takes the padded way.
@@ -71,7 +71,7 @@ def layer(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """One layer over packed rows x [N, I]; the rest as of `autograd.layer`. Returns y [N, D*H], hn and cn [D, B, H]."""
     H = weights[1].shape[-1]
-    if H % units.MULTIPLE:
+    if units.odd(H, route):
         weights, h0, c0 = units.padded(weights, h0, c0, spec)
     w_ih, w_hh, b_ih, b_hh = autograd.stacked(weights, directions)
     gates_x = products.linear(x, w_ih, b_ih, route).view(x.shape[0], 1, directions, -1)
@@ -101,7 +101,8 @@ class PackedScan(Function):
         lengths = rows.lengths.expand(directions, -1)
         rest: Any = (None, None, rows.offsets, None, [], spec.code, directions, any(ctx.needs_input_grad))
         with _below_autograd():
-            y, hn, gates, cs, cn = ops.scan(gates_x, h0, c0, weight_hh, bias_hh, lengths, None, *rest, route=route)
+            op = ops.scan_for(route)
+            y, hn, gates, cs, cn = op(gates_x, h0, c0, weight_hh, bias_hh, lengths, None, *rest, route=route)
         ctx.save_for_backward(gates_x, h0, c0, weight_hh, bias_hh, y, gates, cs)
         return y, hn, cn
 
@@ -122,7 +123,7 @@ def _gradients(
     adjoint = (dy, dhn, None, None, dcn if lstm else None, gates, y, h0, cs if lstm else None, c0, weight_hh)
     lengths = rows.lengths.expand(ctx.directions, -1)
     with _below_autograd():
-        dgates_x, dh0, dc0, dq = ops.scan_backward(
+        dgates_x, dh0, dc0, dq = ops.scan_backward_for(ctx.route)(
             *adjoint, lengths, None, spec.code, ctx.directions, ctx.route, rows.offsets
         )
     parts = (dgates_x[..., : 2 * y.shape[-1]], dq) if spec is GRU else (dgates_x,)

@@ -54,9 +54,10 @@ def _product(a: Tensor, b: Tensor, route: int) -> Tensor:
 
 
 def _differs(t: Tensor, route: int) -> bool:
-    # torch.func has no rule for the op; there torch.mm's own flag holds
+    # torch.func has no rule for the op, and without the CUDA kernels there is none: there torch.mm's own flag holds
     return (
         t.is_cuda
+        and ops.cuda_missing is None
         and t.dtype == torch.float32
         and bool(route & ALLOW_TF32) != _torch_allows_tf32()
         and not modes.transformed()

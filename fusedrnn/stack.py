@@ -103,7 +103,7 @@ def recurrent(
         with modes.without_autocast(input):
             return _stock(problem, input, hx, weights, training)
     run: Callable[..., Any] = autograd.layer if chosen == "cpu" else _reference_layer
-    if chosen.startswith("cuda"):
+    if backends.has_route(chosen):
         run = partial(autograd.layer, route=backends.route(chosen, input.dtype))
     each, x, last, states = len(weights) // num_layers, input, [], []
     for k in range(num_layers):

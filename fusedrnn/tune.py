@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import measured
+from . import measured, ops, triton_plan
 from .convert import convert
 from .errors import BackendUnavailable, UnsupportedProblem
 from .measured import Point
@@ -57,20 +58,21 @@ def run(
     """Measures as many points of the grid as the budget allows; what the fused kernels cannot take is left out."""
     deadline, found = time.perf_counter() + budget_s, list[Point]()
     for point in grid():
+        point = replace(point, backend=backend)
         if time.perf_counter() > deadline:
             show(f"the budget of {budget_s:.0f} s is spent; {len(found)} points")
             break
         try:
-            ratio = measure(point, clock, device, backend)
+            ratio = measure(point, clock, device)
         except (UnsupportedProblem, torch.OutOfMemoryError) as error:
             show(f"{_name(point)}: left out, {str(error).splitlines()[0]}")
             continue
-        found.append(Point(**{**vars(point), "ratio": round(ratio, 3)}))
+        found.append(replace(point, ratio=round(ratio, 3)))
         show(f"{_name(point)}: {ratio:.2f}")
     return found
 
 
-def measure(point: Point, clock: Clock, device: torch.device, backend: str) -> float:
+def measure(point: Point, clock: Clock, device: torch.device) -> float:
     """torch's time over ours: the median of pairs, in alternating order.
 
     Raises:
@@ -80,7 +82,7 @@ def measure(point: Point, clock: Clock, device: torch.device, backend: str) -> f
     spec, dtype = _cell(point.cell), DTYPES[point.dtype]
     torch.manual_seed(0)
     stock = getattr(nn, spec.mode)(point.H, point.H, bidirectional=point.D == 2, device=device, dtype=dtype)
-    ours = convert(_twin(stock), backend=backend)
+    ours = convert(_twin(stock), backend=point.backend)
     x = torch.randn(T, point.B, point.H, device=device, dtype=dtype, requires_grad=point.grad)
     dy = torch.randn(T, point.B, point.D * point.H, device=device, dtype=dtype)
     _compare(point, stock, ours, x, dy)
@@ -137,7 +139,7 @@ def _cell(name: str) -> CellSpec:
 
 def _name(point: Point) -> str:
     kind = "training" if point.grad else "inference"
-    return f"{point.cell} H{point.H} B{point.B} {point.dtype}{' bidirectional' * (point.D == 2)} {kind}"
+    return f"{point.backend} {point.cell} H{point.H} B{point.B} {point.dtype}{' bidirectional' * (point.D == 2)} {kind}"
 
 
 def device_seconds(call: Callable[[], object]) -> float:
@@ -159,10 +161,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("tune: torch sees no GPU here, there is nothing to measure", file=sys.stderr)
         return 1
+    there = [name for name, reason in (("cuda", ops.cuda_missing), ("triton", triton_plan.missing())) if reason is None]
+    if not there:
+        print(f"tune: no fused kernels: {ops.cuda_missing}; {triton_plan.missing()}", file=sys.stderr)
+        return 1
     with torch.cuda.device(options.device):
         name = torch.cuda.get_device_name()
         try:
-            found = run(options.budget, device_seconds, torch.device("cuda", options.device))
+            share, gpu = options.budget / len(there), torch.device("cuda", options.device)
+            found = [point for backend in there for point in run(share, device_seconds, gpu, backend)]
         except (ValueError, BackendUnavailable) as error:
             print(f"tune: {error}", file=sys.stderr)
             return 1

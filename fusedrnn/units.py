@@ -1,7 +1,7 @@
 """Hidden units that only fill up: the CUDA kernels take a multiple of eight.
 
 A unit whose weights, biases and initial state are zero keeps a state of zero, whatever the cell. So a layer runs on
-padded weights, and the units are cut off its outputs; the gradients follow by themselves. A leaf.
+padded weights, and the units are cut off its outputs; the gradients follow by themselves.
 """
 
 from __future__ import annotations
@@ -11,9 +11,15 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import ops
 from .spec import CellSpec
 
 MULTIPLE = 8
+
+
+def odd(H: int, route: int) -> bool:
+    """Whether the kernels that `route` means need units to fill up: the Triton kernels mask them."""
+    return H % MULTIPLE != 0 and not route & ops.TRITON
 
 
 def padded(

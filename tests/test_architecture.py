@@ -20,16 +20,17 @@ LAYERS = (
     {"__main__"},
     {"tune"},
     {"__init__"},
-    {"convert"},
+    {"convert", "explanation"},
     {"modules"},
     {"cells", "packed", "onnx"},
     {"functional", "packed_scan"},
     {"stack"},
     {"autograd", "standin"},
-    {"adjoint", "backends"},
+    {"adjoint", "backends", "triton_ops"},
+    {"triton_plan"},
     {"batching", "cudnn", "gpu_plan", "measured", "products", "reference", "units"},
     {"ops"},
-    {"_build", "_plan", "checks", "errors", "modes", "spec"},
+    {"_build", "_plan", "checks", "errors", "modes", "spec", "triton_kernels"},
 )
 MAY_USE = {name: set() for name in LAYERS[-1]} | {"reference": {"spec"}}
 LAYER = {name: height for height, names in enumerate(reversed(LAYERS)) for name in names}

@@ -18,12 +18,14 @@ from pairs import needs_kernel
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from fusedrnn import backends, measured, ops, products
+import fusedrnn
+from fusedrnn import backends, measured, ops, products, triton_plan
 from fusedrnn.errors import BackendUnavailable, UnsupportedProblem
 from fusedrnn.measured import Point
 from fusedrnn.spec import CELLS, GRU, LSTM, Problem, by_mode
 
 PLAIN = Problem(GRU, T, B, I, H)
+NOT_HERE = "on NVIDIA GPUs, the input is on cpu"
 
 
 @pytest.fixture
@@ -39,42 +41,42 @@ def fresh_choices() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("changes", "chosen", "reasons"),
     [
-        ({}, "cpu", ("on NVIDIA GPUs, the input is on cpu", None, None, None)),
+        ({}, "cpu", (NOT_HERE, NOT_HERE, None, None, None)),
         (
             {"dtype": torch.float64, "lengths": True},
             "cpu",
-            ("on NVIDIA GPUs, the input is on cpu", None, "has no lengths", None),
+            (NOT_HERE, NOT_HERE, None, "has no lengths", None),
         ),
         (
             {"dtype": torch.bfloat16, "reset": True, "recompute": True},
             "cpu",
-            ("on NVIDIA GPUs, the input is on cpu", None, "has no reset, recompute", None),
+            (NOT_HERE, NOT_HERE, None, "has no reset, recompute", None),
         ),
-        ({"return_states": True}, "cpu", ("on NVIDIA GPUs, the input is on cpu", None, "has no return_states", None)),
-        ({"dtype": torch.float16}, "aten", ("on NVIDIA GPUs, the input is on cpu", "not in float16", None, None)),
+        ({"return_states": True}, "cpu", (NOT_HERE, NOT_HERE, None, "has no return_states", None)),
+        ({"dtype": torch.float16}, "aten", (NOT_HERE, NOT_HERE, "not in float16", None, None)),
         (
             {"dtype": torch.float16, "reset": True},
             "reference",
-            ("on NVIDIA GPUs, the input is on cpu", "not in float16", "has no reset", None),
+            (NOT_HERE, NOT_HERE, "not in float16", "has no reset", None),
         ),
-        ({"cell": LSTM, "proj_size": 2}, "aten", ("on NVIDIA GPUs, the input is on cpu", "no projection", None, None)),
+        ({"cell": LSTM, "proj_size": 2}, "aten", (NOT_HERE, NOT_HERE, "no projection", None, None)),
         (
             {"cell": LSTM, "proj_size": 2, "lengths": True},
             "reference",
-            ("on NVIDIA GPUs, the input is on cpu", "no projection", "has no lengths", None),
+            (NOT_HERE, NOT_HERE, "no projection", "has no lengths", None),
         ),
         (
             {"cell": LSTM, "proj_size": 2, "traced": True},
             "reference",
-            ("on NVIDIA GPUs, the input is on cpu", "no projection", None, None),
+            (NOT_HERE, NOT_HERE, "no projection", None, None),
         ),
-        ({"device": "cuda"}, "aten", ("CUDA", "the input is on cuda", None, None)),
+        ({"device": "cuda"}, "aten", ("CUDA", "Triton", "the input is on cuda", None, None)),
         (
             {"device": "meta", "lengths": True},
             "reference",
-            ("the input is on meta", "the input is on meta", "has no lengths", None),
+            ("the input is on meta", "the input is on meta", "the input is on meta", "has no lengths", None),
         ),
-        ({"traced": True}, "cpu", ("on NVIDIA GPUs, the input is on cpu", None, None, None)),
+        ({"traced": True}, "cpu", (NOT_HERE, NOT_HERE, None, None, None)),
     ],
     ids=label,
 )
@@ -82,6 +84,7 @@ def test_auto_takes_the_first_that_can(
     changes: dict[str, Any], chosen: str, reasons: tuple[str | None, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ops, "cuda_missing", "this torch has no CUDA")
+    monkeypatch.setattr(triton_plan, "missing", lambda: "Triton is not installed")
     problem = PLAIN._replace(**changes)
     assert backends.choose("auto", problem) == chosen
     for backend, expected in zip(backends.BACKENDS, reasons, strict=True):
@@ -92,8 +95,12 @@ def test_auto_takes_the_first_that_can(
             assert backends.choose(backend.name, problem) == backend.name
         else:
             # what this machine has none of is not there, whatever the call
-            missing = backend.name == "cuda"
-            text = "backend 'cuda': " if missing else f"backend '{backend.name}' cannot take this call: .*{expected}"
+            missing = backend.name in ("cuda", "triton")
+            text = (
+                f"backend '{backend.name}'"
+                if missing
+                else f"backend '{backend.name}' cannot take this call: .*{expected}"
+            )
             with pytest.raises(BackendUnavailable if missing else UnsupportedProblem, match=text):
                 backends.choose(backend.name, problem)
 
@@ -131,6 +138,20 @@ def test_auto_takes_a_gpus_kernels_only_where_they_were_measured(monkeypatch: py
         table[:] = [Point("gru", "bf16", 1, 1, False, 128, 16, ratio)]
         backends._remembered.cache_clear()
         assert [backends.choose("auto", p) for p in (small, ragged, graph)] == [chosen, "cuda", "cuda"]
+    both = [Point("gru", "bf16", 1, 1, False, 128, 16, ratio, name) for name, ratio in (("cuda", 1.5), ("triton", 2.0))]
+    for table[:], has_cuda, has_triton, chosen in (
+        (both, True, True, ["triton", "triton", "cuda"]),
+        (both, True, False, ["cuda", "cuda", "cuda"]),
+        (both, False, True, ["triton", "triton", "triton"]),
+        (both[:1], True, True, ["cuda", "cuda", "cuda"]),
+        (both[:1], False, True, ["aten", "triton", "triton"]),
+    ):
+        monkeypatch.setattr(ops, "cuda_missing", None if has_cuda else "no nvcc")
+        monkeypatch.setattr(triton_plan, "missing", lambda there=has_triton: None if there else "no Triton")
+        backends._remembered.cache_clear()
+        assert [backends.choose("auto", p) for p in (small, ragged, graph)] == chosen
+    monkeypatch.setattr(ops, "cuda_missing", None)
+    backends._remembered.cache_clear()
     # nothing near: the planner's model decides, here for an H200
     for problem, chosen in ((small._replace(H=32, B=1), "cuda"), (small._replace(H=2048, B=512), "aten")):
         assert backends.choose("auto", problem) == chosen
@@ -140,7 +161,7 @@ def test_auto_takes_a_gpus_kernels_only_where_they_were_measured(monkeypatch: py
 def test_a_remembered_choice_is_that_of_the_gpu_and_of_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "cuda_missing", None)
     monkeypatch.setattr(backends, "_measured_gpu", lambda: "a GPU")
-    monkeypatch.setattr(measured, "faster", lambda p, name, tf32: "aten" if tf32 else "cuda")
+    monkeypatch.setattr(measured, "faster", lambda p, name, among, tf32: "aten" if tf32 else "cuda")
     problem, chosen = PLAIN._replace(device="cuda"), []
     for tf32 in (True, False, True):
         monkeypatch.setattr(products, "layers_allow_tf32", lambda allowed=tf32: allowed)
@@ -163,7 +184,7 @@ def test_without_compiled_code_everything_but_the_kernel_runs(monkeypatch: pytes
         backends.choose("cpu", PLAIN)
     layer, x = Bare(GRU), torch.randn(T, B, I)
     torch.testing.assert_close(layer(x), layer.twin()(x), rtol=0, atol=0)
-    assert "no: it is not compiled" in str(backends.explain(layer, x))
+    assert "no: it is not compiled" in str(fusedrnn.explain(layer, x))
 
 
 @pytest.mark.slow
@@ -182,8 +203,8 @@ assert str(ops.scan._schema) == "fusedrnn::" + ops.SCHEMAS[0]
 layer, x = fusedrnn.GRU(3, 4), torch.randn(5, 2, 3, requires_grad=True)
 lengths = torch.tensor([5, 2])
 layer(x, lengths=lengths)[0].sum().backward()
-assert backends.explain(layer, x).chosen == "aten"
-assert backends.explain(layer, x, lengths=lengths).chosen == "reference"
+assert fusedrnn.explain(layer, x).chosen == "aten"
+assert fusedrnn.explain(layer, x, lengths=lengths).chosen == "reference"
 print("ran")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -208,13 +229,15 @@ def test_reserved_arguments_are_refused_by_name(name: str) -> None:
 
 
 def test_unknown_names() -> None:
-    text = "Unknown backend 'cuda0'; expected one of 'auto', 'cuda', 'cpu', 'aten', 'reference', 'cuda:step', "
+    text = (
+        "Unknown backend 'cuda0'; expected one of 'auto', 'cuda', 'triton', 'cpu', 'aten', 'reference', 'cuda:step', "
+    )
     for call in (lambda: backends.check_name("cuda0"), lambda: backends.choose("cuda0", PLAIN)):
         with pytest.raises(ValueError, match=text):
             call()
     with pytest.raises(ValueError, match="Unknown backend 'x'"), backends.use_backend("x"):
         pass
-    for name in ("auto", "cuda", "cpu", "aten", "reference", "cuda:step", "cuda:cta", "cudnn"):
+    for name in ("auto", "cuda", "triton", "cpu", "aten", "reference", "cuda:step", "cuda:cta", "triton:grid", "cudnn"):
         backends.check_name(name)
 
 
@@ -260,12 +283,13 @@ def test_use_backend_reaches_layers() -> None:
 @needs_kernel
 def test_explain() -> None:
     layer, x = nn.LSTM(I, H, proj_size=2, num_layers=2, batch_first=True), torch.randn(B, T, I)
-    told = backends.explain(layer, x, lengths=torch.tensor([1, 2, 3]))
+    told = fusedrnn.explain(layer, x, lengths=torch.tensor([1, 2, 3]))
     assert told.problem == Problem(LSTM, T, B, I, H, 2, 1, 2, grad=True, lengths=True, threads=torch.get_num_threads())
     assert (told.asked, told.chosen, told.refusal) == ("auto", "reference", None)
     assert str(told) == (
         "LSTM T=6 B=3 I=5 H=4 L=2 D=1 proj_size=2 float32 cpu grad lengths\n"
         "  cuda       fused CUDA kernel                       no: it runs on NVIDIA GPUs, the input is on cpu\n"
+        "  triton     fused Triton kernel                     no: it runs on NVIDIA GPUs, the input is on cpu\n"
         "  cpu        fused C++ kernel                        no: it has no projection (proj_size)\n"
         "  aten       torch's own op                          no: torch's own op has no lengths\n"
         "> reference  loop of PyTorch ops, the specification  yes"
@@ -275,7 +299,7 @@ def test_explain() -> None:
 def test_explain_says_why_nothing_runs() -> None:
     layer = nn.GRU(I, H)
     layer.backend = "aten"
-    told = backends.explain(layer, torch.randn(T, B, I), reset=torch.zeros(T, B).bool())
+    told = fusedrnn.explain(layer, torch.randn(T, B, I), reset=torch.zeros(T, B).bool())
     assert told.chosen is None
     assert ">" not in str(told)
     assert str(told).endswith(
@@ -290,11 +314,11 @@ def test_explain_takes_every_form_of_input() -> None:
         ({}, pack_sequence([torch.randn(4, I), torch.randn(2, I)]), (4, 2)),
         ({}, torch.randn(T, B, I, device="meta"), (T, B)),
     ):
-        problem = backends.explain(nn.RNN(I, H, **options).train(False), x).problem
+        problem = fusedrnn.explain(nn.RNN(I, H, **options).train(False), x).problem
         assert sizes == (problem.T, problem.B)
         assert problem.cell is by_mode("RNN_TANH")
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        problem = backends.explain(nn.GRU(I, H), torch.randn(T, B, I)).problem
+        problem = fusedrnn.explain(nn.GRU(I, H), torch.randn(T, B, I)).problem
     assert (problem.dtype, problem.grad) == (torch.bfloat16, False)
 
 
@@ -305,7 +329,7 @@ def test_explain_tells_what_a_layer_then_does() -> None:
         layer, x = Bare(GRU, backend=name), torch.randn(T, B, I)
         with Count() as count:
             layer(x)
-        assert bool(count.seen) == ran == (backends.explain(layer, x).chosen == "cpu")
+        assert bool(count.seen) == ran == (fusedrnn.explain(layer, x).chosen == "cpu")
 
 
 def test_cells_by_mode() -> None:
@@ -343,4 +367,4 @@ def test_auto_passes_over_dtypes_that_torch_is_faster_in(monkeypatch: pytest.Mon
 
 def test_explain_refuses_what_is_no_layer() -> None:
     with pytest.raises(TypeError, match="Expected a GRU, LSTM or RNN layer, got GRUCell"):
-        backends.explain(nn.GRUCell(3, 4), torch.ones(2, 3))
+        fusedrnn.explain(nn.GRUCell(3, 4), torch.ones(2, 3))

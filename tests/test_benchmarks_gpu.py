@@ -170,7 +170,8 @@ def test_rows_of_the_kernels_on_the_stand_in(tmp_path: Path, monkeypatch: pytest
         call()
         return 1e-3
 
-    bench = grid.Bench(torch.device("cpu"), "a GPU", clock)
+    # the stand-in is the CUDA kernels'
+    bench = grid.Bench(torch.device("cpu"), "a GPU", clock, extra=[p for p in grid.EXTRA if p is not grid.TRITON])
     with stand_in():
         assert run(tmp_path / "grid.csv", bench, shapes) == 0
     rows = read(tmp_path / "grid.csv")
@@ -250,8 +251,8 @@ def made_up(path: Path, device: str = "NVIDIA H100", **changes: object) -> None:
     with Rows(path, device) as rows:
         for H, B, mode, ratio in ((128, 16, "infer", 3.0), (1024, 16, "infer", 0.5), (128, 16, "train", 0.9)):
             case = cases.square("gru", B, H, "bf16")
-            for name in ("nn", grid.OURS.name):
-                row = grid.row(bench, case, mode, "eager", name, ratio=ratio if name != "nn" else 1.0, us=2.0)
+            for name, its in (("nn", 1.0), (grid.OURS.name, ratio), (grid.TRITON.name, 0.9 * ratio)):
+                row = grid.row(bench, case, mode, "eager", name, ratio=its, us=2.0)
                 rows.add(dataclasses.replace(row, **changes))
 
 
@@ -263,6 +264,7 @@ def test_a_table_is_made_from_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / "nvidia-h100.json").exists()
     ask = measured.Problem(measured_cell(), 50, 16, 99, 160, dtype=torch.bfloat16, device="cuda")
     assert measured.faster(ask, "NVIDIA H100") == "cuda"
+    assert measured.faster(ask, "NVIDIA H100", ["triton"]) == "triton"
     assert measured.faster(ask._replace(H=900), "NVIDIA H100") == "aten"
     assert measured.faster(ask._replace(grad=True), "NVIDIA H100") == "aten"
     measured.points.cache_clear()

@@ -69,7 +69,7 @@ def gone(pid: int) -> bool:
 
 
 def test_the_budgets_fit_nine_minutes() -> None:
-    assert list(gpu.SECONDS) == ["build", "micro", "parity", "sanitize", "grid", "studies"]
+    assert list(gpu.SECONDS) == ["build", "micro", "parity", "triton", "sanitize", "grid", "studies"]
     assert sum(gpu.SECONDS.values()) <= 540
     assert gpu.parse([]).budgets == gpu.SECONDS
 
@@ -99,7 +99,7 @@ def test_what_is_no_stage_is_refused(arguments: list[str], told: str, capsys: py
 def test_every_stage_has_commands_and_they_write_the_named_files(tmp_path: Path) -> None:
     machine = Machine(PY, tmp_path)
     todo = {stage: gpu.steps(stage, machine, seconds) for stage, seconds in gpu.SECONDS.items()}
-    assert all(todo[stage] for stage in ("build", "micro", "parity", "sanitize", "grid"))
+    assert all(todo[stage] for stage in ("build", "micro", "parity", "triton", "sanitize", "grid"))
     every = [step for steps in todo.values() for step in steps]
     written = {step.into for step in every if step.into}
     for step in every:
@@ -253,8 +253,12 @@ def recorded(path: Path, *rows: tuple[str, str]) -> Path:
 
 def test_parity_counts_what_these_sources_went_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "digest", lambda: "new")
-    path, told = tmp_path / "parity.csv", lambda *rows, status=0: gpu._parity(recorded(path, *rows), status, "")
-    assert gpu._parity(tmp_path / "none.csv", 0, "") == "failed: status 0, 0 tests passed"
+    path = tmp_path / "parity.csv"
+
+    def told(*rows: tuple[str, str], status: int = 0) -> str:
+        return gpu._tested(recorded(path, *rows), "parity", status, "")
+
+    assert gpu._tested(tmp_path / "none.csv", "parity", 0, "") == "failed: status 0, 0 tests passed"
     assert told(("new", "passed"), ("new", "skipped")) == gpu.OK
     assert told(("new", "passed"), status=5) == gpu.OK  # all of it was right in earlier calls
     assert told(("old", "failed"), ("old", "hung"), ("new", "passed")) == gpu.OK
@@ -262,6 +266,10 @@ def test_parity_counts_what_these_sources_went_through(tmp_path: Path, monkeypat
     assert told(("new", "skipped")) == "failed: status 0, 0 tests passed"
     assert told(("new", "passed"), ("new", "failed"), ("new", "hung")) == "failed: 2 of 3 tests"
     assert told(("new", "passed"), status=2) == "failed: status 2, 1 tests passed"
+    assert gpu._tested(path, "triton", 0, "") == "failed: status 0, 0 tests passed"  # these were others
+    recorded(path, ("new", "passed"))
+    path.write_text(path.read_text().replace("test_", f"{gpu.TRITON_TESTS}::test_"))
+    assert gpu._tested(path, "triton", 0, "") == gpu.OK
 
 
 def test_a_signal_ends_the_command_and_the_record_says_so(tmp_path: Path) -> None:

@@ -60,6 +60,15 @@ def test_a_ratio_of_one_is_ours() -> None:
     assert measured.faster(problem(), NAME) == "cuda"
 
 
+def test_the_fastest_of_those_that_can_answers() -> None:
+    ship(point(256, 16, 1.5), point(256, 16, 2.5, backend="triton"), point(1024, 16, 0.9, backend="triton"))
+    assert measured.faster(problem(), NAME) == "triton"
+    assert measured.faster(problem(), NAME, ["cuda"]) == "cuda"
+    assert measured.faster(problem(H=1024), NAME) == "cuda"  # its nearest point, at 256, is ahead of 0.9
+    assert measured.faster(problem(H=1024), NAME, ["triton"]) == "aten"
+    assert measured.faster(problem(), NAME, []) is None
+
+
 @pytest.mark.parametrize(
     "other", [{"cell": LSTM}, {"dtype": torch.float16}, {"D": 2}, {"grad": True}, {"traced": True}], ids=str
 )
@@ -152,7 +161,7 @@ def test_tune_takes_the_median_of_pairs(grad: bool, monkeypatch: pytest.MonkeyPa
             calls.append(call)
         return (1.0, 4.0)[calls.index(call)]
 
-    ratio = tune.measure(point(8, 2, 0.0, dtype="fp32", grad=grad), clock, torch.device("cpu"), "aten")
+    ratio = tune.measure(point(8, 2, 0.0, dtype="fp32", grad=grad, backend="aten"), clock, torch.device("cpu"))
     assert ratio == 4.0  # the first round is turned round: ours is the first call, of one second
 
 
@@ -161,7 +170,7 @@ def test_tune_times_nothing_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> No
     forward = fusedrnn.GRU.forward
     monkeypatch.setattr(fusedrnn.GRU, "forward", lambda *a, **k: (forward(*a, **k)[0] + 1, None))
     with pytest.raises(ValueError, match="differs"):
-        tune.measure(point(8, 2, 0.0, dtype="fp32"), lambda call: 1.0, torch.device("cpu"), "aten")
+        tune.measure(point(8, 2, 0.0, dtype="fp32", backend="aten"), lambda call: 1.0, torch.device("cpu"))
 
 
 def test_tune_times_no_gradient_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +184,7 @@ def test_tune_times_no_gradient_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(fusedrnn.GRU, "forward", half_a_gradient)
     for grad in (False, True):
-        asked = (point(8, 2, 0.0, dtype="fp32", grad=grad), lambda call: 1.0, torch.device("cpu"), "aten")
+        asked = (point(8, 2, 0.0, dtype="fp32", grad=grad, backend="aten"), lambda call: 1.0, torch.device("cpu"))
         if grad:
             with pytest.raises(ValueError, match="differs"):
                 tune.measure(*asked)
@@ -191,7 +200,8 @@ def test_tune_stops_at_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
         return 2.0
 
     monkeypatch.setattr(tune, "measure", slow)
-    found = tune.run(0.1, lambda call: 1.0, torch.device("cpu"), show=told.append)
+    found = tune.run(0.1, lambda call: 1.0, torch.device("cpu"), "triton", show=told.append)
+    assert {point.backend for point in found} == {"triton"}
     assert 1 <= len(found) < 20
     assert "budget" in told[-1]
 

@@ -66,22 +66,26 @@ def test_the_op_is_taken_where_the_two_flags_differ(monkeypatch: pytest.MonkeyPa
 
     on_gpu, half = OnGpu(), OnGpu()
     half.dtype = torch.bfloat16
+    monkeypatch.setattr(ops, "cuda_missing", None)
     for of_torch in (False, True):
         monkeypatch.setattr(products, "_torch_allows_tf32", lambda allowed=of_torch: allowed)
         for of_layers in (0, products.ALLOW_TF32):
             assert products._differs(on_gpu, 3 | of_layers) == (bool(of_layers) != of_torch)
             assert not products._differs(half, of_layers)
             assert not products._differs(torch.zeros(1), of_layers)
+    monkeypatch.setattr(ops, "cuda_missing", "no nvcc")
+    assert not products._differs(on_gpu, 0)  # there is no such op
 
 
 def test_route(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("cuda", "cuda:step", "cuda:cta", "cuda:grid")
-    assert [backends.route(name, torch.bfloat16) for name in names] == [0, 1, 2, 4]
+    names = ("cuda", "cuda:step", "cuda:cta", "cuda:grid", "triton", "triton:resident", "triton:step")
+    assert [backends.route(name, torch.bfloat16) for name in names] == [0, 1, 2, 4, 16, 17, 20]
     before = torch.backends.cudnn.rnn.fp32_precision
     try:
         for precision, bit in (("tf32", products.ALLOW_TF32), ("ieee", 0)):
             torch.backends.cudnn.rnn.fp32_precision = precision
             assert backends.route("cuda:cluster", torch.float32) == 3 | bit
             assert backends.route("cuda:cluster", torch.float64) == 3
+            assert backends.route("triton", torch.float32) == 16 | bit
     finally:
         torch.backends.cudnn.rnn.fp32_precision = before

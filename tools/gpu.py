@@ -2,7 +2,8 @@
 
 build     compiles the package in place, for the GPU that is there
 micro     the constants of the planner's cost model
-parity    the tests marked gpu
+parity    the tests marked gpu, but for
+triton    those of the Triton kernels, most of whose time is compiling
 sanitize  compute-sanitizer's memcheck, racecheck and synccheck on a few calls
 grid      fused kernels against cuDNN, the most telling cases first
 studies   the studies' rows on a GPU
@@ -37,7 +38,7 @@ from typing import IO, Any
 from gpu_environment import digest, environment, torch_facts
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = {"build": 120, "micro": 20, "parity": 110, "sanitize": 75, "grid": 180, "studies": 30}
+SECONDS = {"build": 120, "micro": 20, "parity": 105, "triton": 60, "sanitize": 60, "grid": 145, "studies": 30}
 MUST = ("build", "parity")
 LOG, ENVIRONMENT, TABLE = "log.txt", "env.json", "table.json"
 FILES = (LOG, ENVIRONMENT, "micro.csv", "parity.csv", "sanitize.txt", "grid.csv", TABLE, "studies.csv")
@@ -45,6 +46,7 @@ AGAIN = 75
 """Exit status of a child that wants to be called once more: a fault had spoilt the device for its process."""
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 REFUSALS = ("Device not supported", "not supported on this", "Failed to initialize", "Unable to find")
+TRITON_TESTS = "tests/gpu/test_gpu_triton.py"
 STUDIES = ("flatten_parameters", "checkpointing", "recurrence")
 MICRO = "benchmarks/gpu/micro.cu"
 OK, FAILED, CUT = "ok", "failed", "cut off"
@@ -106,14 +108,15 @@ def steps(stage: str, machine: Machine, seconds: float) -> list[Step]:
             Step([*compile_, "-o", program], needs="nvcc", rehearsal=rehearsal),
             Step([program], into="micro.csv", needs=program),
         ]
-    if stage == "parity":
-        command = [python, "-m", "pytest", "tests/gpu", "-q", "-p", "no:cacheprovider"]
+    if stage in ("parity", "triton"):
+        which = [TRITON_TESTS] if stage == "triton" else ["tests/gpu", "--ignore", TRITON_TESTS]
+        command = [python, "-m", "pytest", *which, "-q", "-p", "no:cacheprovider"]
         return [
             Step(
                 command,
                 env={"FUSEDRNN_GPU_RECORD": str(out / "parity.csv"), "CUBLAS_WORKSPACE_CONFIG": ":4096:8"},
                 rehearsal=[*command, "--collect-only"],
-                verdict=functools.partial(_parity, out / "parity.csv"),
+                verdict=functools.partial(_tested, out / "parity.csv", stage),
             )
         ]
     if stage == "sanitize":
@@ -148,11 +151,12 @@ def finished(constants: Path) -> bool:
     return constants.exists() and "\ndone," in constants.read_text()
 
 
-def _parity(record: Path, status: int, output: str) -> str:
+def _tested(record: Path, stage: str, status: int, output: str) -> str:
     """By what the record holds of these sources, from earlier calls too: pytest's status tells of this one alone."""
     rows = csv.DictReader(record.open()) if record.exists() else ()
     sources = digest()
-    outcomes = [row["outcome"] for row in rows if row["sources"] == sources]
+    own = [row for row in rows if row["sources"] == sources and ((TRITON_TESTS in row["test"]) == (stage == "triton"))]
+    outcomes = [row["outcome"] for row in own]
     if bad := sum(outcome not in ("passed", "skipped") for outcome in outcomes):
         return f"{FAILED}: {bad} of {len(outcomes)} tests"
     right = status in (0, 5) and "passed" in outcomes

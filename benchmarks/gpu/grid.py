@@ -48,7 +48,8 @@ def _standard_forward(layer: nn.Module, x: Tensor, _: Tensor | None) -> tuple[Te
 NN_STANDARD = Provider("nn-standard", lambda case, source: source, _standard_forward)
 """torch's layer, its input as a PackedSequence of equal lengths: cuDNN then takes its STANDARD algorithm."""
 OURS = fused("fusedrnn-cuda", "cuda")
-EXTRA = (fused("fusedrnn-cuda:step", "cuda:step"), fused("fusedrnn", "auto"))
+TRITON = fused("fusedrnn-triton", "triton")
+EXTRA = (TRITON, fused("fusedrnn-cuda:step", "cuda:step"), fused("fusedrnn", "auto"))
 """Measured beside `OURS` at the most telling cases, eager alone."""
 
 

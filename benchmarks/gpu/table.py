@@ -9,22 +9,31 @@ from fusedrnn import measured
 from fusedrnn.measured import Point
 
 from ..record import RecordError
-from .grid import EAGER, OURS
+from .grid import EAGER, OURS, TRITON
 from .rows import GpuRow, read
 
 NAMES = {"rnn": "rnn_tanh"}
+BACKENDS = {OURS.name: "cuda", TRITON.name: "triton"}
 
 
 def points(rows: Sequence[GpuRow]) -> list[Point]:
     """Eager rows of whole layers on the fused kernels. Packed rows are left out: `auto` does not ask for lengths."""
     found = {
         row.key: Point(
-            NAMES.get(row.cell, row.cell), row.dtype, row.L, row.D, row.mode == "train", row.H, row.B, row.ratio
+            NAMES.get(row.cell, row.cell),
+            row.dtype,
+            row.L,
+            row.D,
+            row.mode == "train",
+            row.H,
+            row.B,
+            row.ratio,
+            BACKENDS[row.provider],
         )
         for row in rows
-        if (row.provider, row.variant) == (OURS.name, EAGER) and row.ratio and not row.packed and not row.error
+        if row.provider in BACKENDS and row.variant == EAGER and row.ratio and not row.packed and not row.error
     }
-    return sorted(found.values(), key=lambda p: (p.cell, p.dtype, p.L, p.D, p.grad, p.H, p.B))
+    return sorted(found.values(), key=lambda p: (p.backend, p.cell, p.dtype, p.L, p.D, p.grad, p.H, p.B))
 
 
 def write(csv: Path, path: Path | None = None) -> Path:

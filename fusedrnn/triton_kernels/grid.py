@@ -1,0 +1,5 @@
+from typing import Any
+
+
+def launch(*_: Any) -> None:
+    raise NotImplementedError

@@ -1,0 +1,133 @@
+"""The op's two functions on tensors: allocate, point, launch. Nothing is written but fresh tensors.
+
+Whoever calls has checked the arguments; their shapes are those of fusedrnn/reference.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import backward, forward, grid
+from .config import GATES, GRU, KEPT, LSTM, Plan
+
+Outputs = tuple[Tensor, ...]
+
+
+def scan(
+    gates_x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    offsets: Tensor | None,
+    cell: int,
+    directions: int,
+    save: bool,
+    how: Plan,
+) -> Outputs:
+    """y, hn, gates, cs and cn; those that there are none of come as [0]."""
+    S, H = gates_x.shape[2], weight_hh.shape[2]
+    T, B = _steps_and_rows(gates_x, lengths, offsets)
+    sequence, edge = (*gates_x.shape[:3], H), (S, B, H)
+    lstm, kept = cell == LSTM, KEPT[cell] if save else 0
+    y, hn = gates_x.new_empty(sequence), gates_x.new_empty(edge)
+    gates = gates_x.new_empty((*sequence[:3], kept * H) if kept else 0)
+    cs, cn = gates_x.new_empty(sequence if lstm else 0), gates_x.new_empty(edge if lstm else 0)
+    masks, strides = _masks(lengths, reset, offsets)
+    given = _dense(gates_x, h0, c0, weight_hh, bias_hh)
+    out = (y, hn, gates if kept else None, cs if lstm else None, cn if lstm else None)
+    _run(forward, "forward", (*given, *masks, *out), (T, B, S, H, directions, *strides), cell, T, how, gates_x)
+    return y, hn, gates, cs, cn
+
+
+def scan_backward(
+    dy: Tensor | None,
+    dhn: Tensor | None,
+    dgates: Tensor | None,
+    dcs: Tensor | None,
+    dcn: Tensor | None,
+    gates: Tensor,
+    y: Tensor,
+    h0: Tensor | None,
+    cs: Tensor | None,
+    c0: Tensor | None,
+    weight_hh: Tensor,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    offsets: Tensor | None,
+    cell: int,
+    directions: int,
+    how: Plan,
+) -> Outputs:
+    """dgates_x, dh0, dc0 and dq; those that there are none of come as [0]."""
+    S, H = y.shape[2:]
+    T, B = _steps_and_rows(y, lengths, offsets)
+    lstm, gru = cell == LSTM, cell == GRU
+    dgates_x, dh0 = y.new_empty(*y.shape[:3], GATES[cell] * H), y.new_empty(S, B, H)
+    dc0, dq = y.new_empty((S, B, H) if lstm else 0), y.new_empty(y.shape if gru else 0)
+    masks, strides = _masks(lengths, reset, offsets)
+    given = _dense(dy, dhn, dgates, dcs, dcn, gates if KEPT[cell] else None, y, h0, cs, c0, weight_hh)
+    out = (dgates_x, dh0, dc0 if lstm else None, dq if gru else None)
+    # tiles take a turn more, which forms dh0
+    turns = T if how.regime == "resident" else T + 1
+    _run(backward, "backward", (*given, *masks, *out), (T, B, S, H, directions, *strides), cell, turns, how, y)
+    return dgates_x, dh0, dc0, dq
+
+
+def _run(
+    kernels: Any, name: str, pointers: Any, sizes: tuple[int, ...], cell: int, turns: int, how: Plan, like: Tensor
+) -> None:
+    _, B, S, H = sizes[:4]
+    wide = like.dtype == torch.float64
+    common = {
+        "CELL": cell,
+        "G": GATES[cell],
+        "Z": KEPT[cell],
+        "AT": tl.float64 if wide else tl.float32,
+        "PRECISION": how.precision,
+        "UNITS": how.units,
+        "ROWS": how.rows,
+        "STAGES": how.stages,
+        "num_warps": how.warps,
+    }
+    tiles = triton.cdiv(B, how.rows)
+    if how.regime == "resident":
+        getattr(kernels, f"{name}_resident")[tiles, S](*pointers, *sizes, **common)
+        return
+    if how.regime == "grid":
+        grid.launch(name, pointers, sizes, turns, how, like, common)
+        return
+    carry = like.new_empty(S, B, H, dtype=torch.float64 if wide else torch.float32) if cell in (GRU, LSTM) else None
+    common |= {"INNER": how.inner, "STREAMED": how.regime == "streamed"}
+    kernel = getattr(kernels, f"{name}_tiled")
+    if how.regime == "streamed":
+        kernel[tiles, S, 1](*pointers, carry, 0, turns, *sizes, LAST=True, **common)
+        return
+    for turn in range(turns):
+        last = turn == turns - 1
+        kernel[tiles, S, triton.cdiv(H, how.units)](*pointers, carry, turn, turn + 1, *sizes, LAST=last, **common)
+
+
+def _steps_and_rows(sequence: Tensor, lengths: Tensor | None, offsets: Tensor | None) -> tuple[int, int]:
+    if offsets is None or lengths is None:
+        return sequence.shape[0], sequence.shape[1]
+    return len(offsets), lengths.shape[1]
+
+
+def _masks(lengths: Tensor | None, reset: Tensor | None, offsets: Tensor | None) -> tuple[Any, tuple[int, ...]]:
+    """Pointers and strides: views over a layer's streams are read as they are."""
+    of_lengths = (0, 0) if lengths is None else lengths.stride()
+    of_reset = (0, 0, 0) if reset is None else reset.stride()
+    bytes_ = None if reset is None else reset.view(torch.uint8)
+    return (lengths, bytes_, None if offsets is None else offsets.contiguous()), (*of_lengths, *of_reset)
+
+
+def _dense(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple(None if t is None else t.contiguous() for t in tensors)
