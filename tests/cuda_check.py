@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import scan_check
+import recurrence_check
 import torch
-from scan_check import PRECISIONS, Case, Kernels
+from recurrence_check import PRECISIONS, Case
 from torch import Tensor
 
 from fusedrnn.spec import CELLS, CellSpec
@@ -35,24 +35,20 @@ def host() -> Any:
     return torch.ops.fusedrnn_host
 
 
-def kernels(regime: str, precision: str) -> Kernels:
-    """The ops in one regime."""
+def check(case: Case, regime: str, precision: str, passes: tuple[bool, ...] = (False, True)) -> None:
+    """As `recurrence_check.check`, in one regime of the kernels."""
     route = REGIMES[regime] | (ALLOW_TF32 if precision == "tf32" else 0)
 
-    def scan(*args: Any) -> tuple[Tensor, ...]:
-        *tensors, offsets, cell, directions, save = args
-        return host().scan(*tensors, None, None, offsets, None, [], cell, directions, save, route=route)
+    def scan(*given: Any) -> tuple[Tensor, ...]:
+        *tensors, offsets, cell, directions = given
+        reserved = (None, None, offsets, None, [])
+        return host().scan(*tensors, *reserved, cell, directions, True, route=route)
 
-    def scan_backward(*args: Any) -> tuple[Tensor, ...]:
-        *tensors, offsets, cell, directions = args
+    def scan_backward(*given: Any) -> tuple[Tensor, ...]:
+        *tensors, offsets, cell, directions = given
         return host().scan_backward(*tensors, cell, directions, route, offsets)
 
-    return Kernels(scan, scan_backward)
-
-
-def check(case: Case, regime: str, precision: str, passes: tuple[bool, ...] = (False, True)) -> None:
-    """Forward (False) and backward (True) of one case in one regime."""
-    scan_check.check(case, kernels(regime, precision), precision, passes)
+    recurrence_check.check(case, precision, scan, scan_backward, passes)
 
 
 class Row(NamedTuple):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from bare import label
 from cuda_check import RESERVED, check, host, rows, run_row
-from scan_check import PRECISIONS, Case
+from recurrence_check import PRECISIONS, Case
 
 from fusedrnn import _build
 from fusedrnn.spec import GRU, LSTM

@@ -75,9 +75,9 @@ def backward_resident(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, length
         if CELL < 2:
             before = row_at(q - 1, first, reverse, offsets, b, s, T, B, S)
             if CELL == 0:
-                stored = state_before(y, h0, q, before, edge, u, H, live, AT)
+                stored = state_before(y, h0, q, before, edge, u, H, live, AT, "")
             else:  # a step early, for the next turn's `after`
-                stored = state_before(cs, c0, q, before, edge, u, H, (q <= n) & inside, AT)
+                stored = state_before(cs, c0, q, before, edge, u, H, (q <= n) & inside, AT, "")
         else:
             after = tl.load(y + row * H + u, mask=live, other=0.0).to(AT)
         previous = stored
@@ -170,9 +170,9 @@ def backward_tiled(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, lengths, 
                 previous = dh
                 after = dh
                 if CELL == 0:
-                    previous = state_before(y, h0, q, before, edge, u, H, live, AT)
+                    previous = state_before(y, h0, q, before, edge, u, H, live, AT, "")
                 elif CELL == 1:
-                    previous = state_before(cs, c0, q, before, edge, u, H, live, AT)
+                    previous = state_before(cs, c0, q, before, edge, u, H, live, AT, "")
                     after = tl.load(cs + row * H + u, mask=live, other=0.0).to(AT)
                 else:
                     after = tl.load(y + row * H + u, mask=live, other=0.0).to(AT)

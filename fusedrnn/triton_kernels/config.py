@@ -1,15 +1,34 @@
-"""stub"""
+"""Which kernel runs a call, with which tiles: a pure function of numbers, in plain Python.
+
+    resident  W_hh stays in one SM's shared memory and registers; a program a tile of rows
+    grid      W_hh is split over programs on many SMs, which meet at a barrier every step
+    streamed  a program a tile of rows reads W_hh from L2 at every step
+    step      a launch a step
+
+What is here was compiled for sm_80 and sm_90 by Triton 3.6 and 3.9, with and without lengths and resets, forward and
+backward, and spills no register: `python tools/triton_check.py` does it again. Nothing is tuned at run time, and no
+time below was measured on a GPU.
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
-REGIMES = ("", "resident", "streamed", "grid", "step")
 GRU, LSTM, TANH, RELU = range(4)
 GATES = (3, 4, 1, 1)
 KEPT = (4, 4, 0, 0)
+REGIMES = ("", "resident", "streamed", "grid", "step")
+"""At the index of its code in the ops' `route`; "": whichever is estimated fastest."""
+
+SMALL_SMEM_BYTES = 101376
+"""Of sm_86, sm_89 and sm_120."""
 
 
 @dataclass(frozen=True)
 class Device:
+    """What a plan depends on: compute capability as in sm_90, SMs, and the shared memory that a program may have."""
+
     sm: int
     sms: int
     smem_bytes: int
@@ -17,17 +36,58 @@ class Device:
 
 @dataclass(frozen=True)
 class Plan:
+    """How one pass runs.
+
+    Attributes:
+        regime: see above.
+        precision: tl.dot's: tf32, tf32x3 (float32 in three products of TF32), ieee.
+        rows: batch rows a program.
+        units: hidden units of a tile; resident: all of them, up to the next power of two.
+        warps: of a program.
+        stages: of Triton's software pipeline, in the loop over `inner`.
+        inner: units of the previous step that are multiplied at once; grid: by each of the `k_split` parts.
+        k_split: grid: parts of the product, one a warp.
+        tiles: grid: tiles of rows a launch.
+    """
+
     regime: str
+    precision: str
     rows: int = 16
     units: int = 64
-    inner: int = 64
     warps: int = 4
     stages: int = 1
+    inner: int = 64
     k_split: int = 1
-    precision: str = "tf32"
+    tiles: int = 1
 
     def __str__(self) -> str:
-        return f"{self.regime}: {self.rows} rows a program, {self.warps} warps, products in {self.precision}"
+        products = f"products in {self.precision}, " if self.precision != "ieee" else ""
+        tiles = {"resident": "", "grid": f" and {self.units} units", "step": f" and {self.units} units"}
+        return f"{self.regime}: {products}{self.rows} rows{tiles.get(self.regime, '')} a program, {self.warps} warps"
+
+
+# Most units, rounded up to a power of two, whose W_hh stays on chip; by the kind of product, for GRU, LSTM and RNN.
+# Limited by shared memory, but for tf32x3 and fp64, where registers spill above.
+RESIDENT = {
+    "half": {90: (128, 128, 256), 80: (128, 128, 256), 89: (64, 64, 128)},
+    "tf32": {90: (128, 64, 128), 80: (64, 32, 64), 89: (64, 32, 64)},
+    "tf32x3": {90: (64, 64, 128), 80: (64, 32, 64), 89: (32, 32, 64)},
+    "fp64": {90: (32, 32, 32), 80: (32, 32, 32), 89: (32, 32, 32)},
+}
+# Most units whose W_hh stays on chip when programs of 16 units hold it; shared memory or registers limit them.
+GRID = {
+    "half": {90: (2048, 1024, 2048), 80: (1024, 1024, 2048), 89: (768, 512, 2048)},
+    "tf32": {90: (1024, 768, 1024), 80: (768, 512, 1024), 89: (384, 256, 1024)},
+    "tf32x3": {90: (512, 256, 1024), 80: (256, 256, 512), 89: (256, 128, 512)},
+}
+
+WIDTHS = (256, 384, 512, 768, 1024, 1536, 2048)
+"""What the grid rounds H up to: each is a kernel of its own."""
+
+# For the choice between regimes, in microseconds. Assumptions, not measurements.
+LAUNCH_US = 30.0  # by Triton's launcher, in Python
+GRID_STEP_US = 3.0  # barrier, and the way through L2
+L2_BYTES_PER_US = 64 * 1.7e3  # that one SM reads: 64 bytes a clock
 
 
 def plan(
@@ -43,10 +103,112 @@ def plan(
     regime: str = "",
     masked: bool = False,
 ) -> Plan:
-    padded = max(16, 1 << (H - 1).bit_length())
-    if regime == "resident" and padded > 128:
-        raise ValueError(f"resident: does not stay on chip at H = {H}")
-    if regime == "grid":
-        raise ValueError("grid: no")
-    regime = regime or ("resident" if padded <= 128 else "step")
-    return Plan(regime, 16, padded if regime == "resident" else min(padded, 64), min(padded, 64), 4, 1, 1, precision)
+    """How one pass of a recurrence runs.
+
+    Args:
+        cell: its code.
+        T: steps.
+        B: rows.
+        S: streams.
+        H: hidden units.
+        dtype: fp16, bf16, fp32 or fp64.
+        precision: of products: tf32 or tf32x3 for fp32, else ieee.
+        backward: which pass; both have the same limits, so that a call has one regime.
+        device: the GPU.
+        regime: one of `REGIMES`.
+        masked: whether rows have lengths or resets; the limits hold with and without.
+
+    Raises:
+        ValueError: the regime that is named cannot take it.
+    """
+    kind = precision if dtype == "fp32" else "fp64" if dtype == "fp64" else "half"
+    tiled = _tiled(kind, precision, regime or "step")
+    if regime in ("", "resident"):
+        refusal = _not_resident(cell, H, kind, device)
+        if refusal is None:
+            return _resident(cell, H, kind, precision)
+        if regime:
+            raise ValueError(refusal)
+    if regime in ("", "grid"):
+        refusal = _not_in_grid(cell, S, H, kind, device)
+        if regime and refusal is not None:
+            raise ValueError(refusal)
+        if refusal is None:
+            chosen = _grid(B, S, H, kind, precision, device)
+            if regime:
+                return chosen
+            launches = ceil(ceil(B / chosen.rows) / chosen.tiles)
+            if launches * (LAUNCH_US + T * GRID_STEP_US) <= min(T * LAUNCH_US, _streamed_us(cell, T, H, dtype)):
+                return chosen
+    if regime:
+        return tiled
+    # one launch whose programs read all of W_hh every step, or a launch a step that reads it once
+    streamed = _streamed_us(cell, T, H, dtype) < T * LAUNCH_US
+    return _tiled(kind, precision, "streamed" if streamed else "step")
+
+
+def _column(device: Device) -> int:
+    """Of the tables: what a GPU is not known to hold is left to the other regimes."""
+    if device.smem_bytes <= SMALL_SMEM_BYTES:
+        return 89
+    return 90 if device.sm == 90 else 80
+
+
+def _limit(table: dict[str, dict[int, tuple[int, int, int]]], cell: int, kind: str, device: Device) -> int:
+    return table[kind][_column(device)][min(cell, TANH)] if kind in table else 0
+
+
+def _padded(H: int) -> int:
+    return max(32, 1 << (H - 1).bit_length())
+
+
+def _not_resident(cell: int, H: int, kind: str, device: Device) -> str | None:
+    limit = _limit(RESIDENT, cell, kind, device)
+    if _padded(H) <= limit:
+        return None
+    return (
+        f"resident: W_hh does not stay in one SM, got {H} hidden units, in {kind} sm_{device.sm} holds {limit}; "
+        "take triton:grid, triton:streamed or triton:step"
+    )
+
+
+def _resident(cell: int, H: int, kind: str, precision: str) -> Plan:
+    units = _padded(H)
+    wide = units > 64 or kind == "tf32x3"
+    return Plan("resident", precision, units=units, warps=8 if wide else 4)
+
+
+def _not_in_grid(cell: int, S: int, H: int, kind: str, device: Device) -> str | None:
+    limit = _limit(GRID, cell, kind, device)
+    if limit < H:
+        return (
+            f"grid: 16 units' part of W_hh does not stay in an SM, got {H} hidden units, in {kind} sm_{device.sm} "
+            f"holds {limit}; take triton:streamed or triton:step"
+        )
+    programs = S * ceil(H / 16)
+    if programs > device.sms:
+        return (
+            f"grid: all programs must run at once, got {programs} for {S} streams of {H} hidden units on {device.sms} "
+            "SMs; take triton:streamed or triton:step"
+        )
+    return None
+
+
+def _grid(B: int, S: int, H: int, kind: str, precision: str, device: Device) -> Plan:
+    k_split, whole = 8, next(width for width in WIDTHS if width >= H)
+    # as much at once as leaves no part empty and takes 16 KB, or 32 KB in float32
+    inner = next(inner for inner in (64, 32, 16) if whole % (inner * k_split) == 0)
+    tiles = min(ceil(B / 16), device.sms // (S * ceil(H / 16)))
+    return Plan("grid", precision, units=16, warps=8, inner=inner, k_split=k_split, tiles=tiles)
+
+
+def _tiled(kind: str, precision: str, regime: str) -> Plan:
+    if kind == "half":
+        return Plan(regime, precision, stages=2)
+    small = 16 if kind == "fp64" else 32
+    return Plan(regime, precision, units=small, inner=small)
+
+
+def _streamed_us(cell: int, T: int, H: int, dtype: str) -> float:
+    bytes_ = GATES[cell] * H * H * {"fp32": 4, "fp64": 8}.get(dtype, 2)
+    return LAUNCH_US + T * max(1.0, bytes_ / L2_BYTES_PER_US)

@@ -141,7 +141,8 @@ def forward_tiled(gates_x, h0, c0, w, b_hh, lengths, reset, offsets, y, hn, gate
                 a = a + (total,)
             for k in tl.range(0, H, INNER, num_stages=STAGES):
                 v = k + inner_column
-                operand = cast(state_before(y, h0, q, before, edge, v, H, held & (v < H), AT), w.dtype.element_ty)
+                state = state_before(y, h0, q, before, edge, v, H, held & (v < H), AT, "")
+                operand = cast(state, w.dtype.element_ty)
                 totals = ()
                 for g in tl.static_range(G):
                     at = w + ((block + g) * H + u) * H + (k + inner_row)

@@ -102,7 +102,7 @@ def _run(
         getattr(kernels, f"{name}_resident")[tiles, S](*pointers, *sizes, **common)
         return
     if how.regime == "grid":
-        grid.launch(name, pointers, sizes, turns, how, like, common)
+        _run_grid(name, pointers, sizes, how, like, common)
         return
     carry = like.new_empty(S, B, H, dtype=torch.float64 if wide else torch.float32) if cell in (GRU, LSTM) else None
     common |= {"INNER": how.inner, "STREAMED": how.regime == "streamed"}
@@ -113,6 +113,23 @@ def _run(
     for turn in range(turns):
         last = turn == turns - 1
         kernel[tiles, S, triton.cdiv(H, how.units)](*pointers, carry, turn, turn + 1, *sizes, LAST=last, **common)
+
+
+def _run_grid(
+    name: str, pointers: Any, sizes: tuple[int, ...], how: Plan, like: Tensor, common: dict[str, Any]
+) -> None:
+    """As many tiles of rows a launch as are resident at once."""
+    _, B, S, H = sizes[:4]
+    kernel = getattr(grid, f"{name}_grid")
+    common = common | {"INNER": how.inner, "K_SPLIT": how.k_split, "CHUNKS": triton.cdiv(H, how.inner * how.k_split)}
+    del common["STAGES"]
+    if like.is_cuda:
+        common["launch_cooperative_grid"] = True  # what is not resident together must not wait for each other
+    tiles = triton.cdiv(B, how.rows)
+    for tile in range(0, tiles, how.tiles):
+        count = min(how.tiles, tiles - tile)
+        barrier = torch.zeros(count * S, dtype=torch.int32, device=like.device)
+        kernel[count, S, triton.cdiv(H, how.units)](*pointers, barrier, tile, *sizes, **common)
 
 
 def _steps_and_rows(sequence: Tensor, lengths: Tensor | None, offsets: Tensor | None) -> tuple[int, int]:

@@ -75,12 +75,17 @@ def load_state(p, edge, mask, AT: tl.constexpr):
 
 
 @triton.jit
-def state_before(p, p0, q, before, edge, u, H, mask, AT: tl.constexpr):
+def state_before(p, p0, q, before, edge, u, H, mask, AT: tl.constexpr, CACHE: tl.constexpr):
     """A tile of the stored states p [T, B, S, H] that step q starts from, row `before`, or from p0 if q is 0."""
+    source = p
+    offset = before * H
     if p0 is None:
-        return tl.load(p + before * H + u, mask=mask & (before * 0 + q > 0), other=0.0).to(AT)
+        mask = mask & (before * 0 + q > 0)
     else:
-        return tl.load(tl.where(q == 0, p0 + edge, p + before * H) + u, mask=mask, other=0.0).to(AT)
+        if q == 0:  # a select between pointers would hide from the compiler that neighbours lie side by side
+            source = p0
+            offset = edge
+    return tl.load(source + (offset + u), mask=mask, other=0.0, cache_modifier=CACHE).to(AT)
 
 
 @triton.jit

@@ -1,7 +1,4 @@
-"""The two ops of the recurrence against the reference, whatever kernels stand behind them: cases, and the comparison.
-
-Run by cuda_check.py, tests/triton and tools/mutate_triton.py.
-"""
+"""The recurrence's two passes on random input, each against the reference, whoever runs them."""
 
 from __future__ import annotations
 
@@ -29,17 +26,7 @@ SECOND_ORDER = ("y", "hn", "cn", "gates", "cs")
 """Every gradient that can flow in: a second derivative's reach what forward kept."""
 
 
-class Kernels(NamedTuple):
-    """What is checked.
-
-    Attributes:
-        scan: of gates_x, h0, c0, weight_hh, bias_hh, lengths, reset, offsets, cell, directions and save.
-        scan_backward: of dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, weight_hh, lengths, reset, offsets, cell and
-            directions.
-    """
-
-    scan: Callable[..., tuple[Tensor, ...]]
-    scan_backward: Callable[..., tuple[Tensor, ...]]
+Kernel = Callable[..., tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -135,10 +122,19 @@ def draw(case: Case, dtype: torch.dtype) -> Problem:
     return Problem((gates_x, h0, c0, w, bias), upstream, lengths, reset, offsets, dtype)
 
 
-def check(case: Case, kernels: Kernels, precision: str, passes: tuple[bool, ...] = (False, True)) -> None:
+def check(
+    case: Case, precision: str, scan: Kernel, scan_backward: Kernel, passes: tuple[bool, ...] = (False, True)
+) -> None:
     """Forward (False) and backward (True) of one case, by the rule of close.py, each on its own.
 
     The yardstick is the reference in the same dtype and, for TF32, with its products.
+
+    Args:
+        case: what is computed.
+        precision: in which numbers.
+        scan: takes gates_x, h0, c0, weight_hh, bias_hh, lengths, reset, offsets, cell and directions, as the op.
+        scan_backward: takes the five gradients, gates, y, h0, cs, c0, weight_hh and the rest likewise.
+        passes: which are compared.
     """
     spec, dtype, lstm, D = case.cell, PRECISIONS[precision], case.cell is LSTM, case.directions
     problem = draw(case, dtype)
@@ -152,7 +148,7 @@ def check(case: Case, kernels: Kernels, precision: str, passes: tuple[bool, ...]
     rough = (lambda *tensors: tensors) if precision == "tf32" else cast
     truth = reference.scan(*problem.given, *masks, spec, D)
     if False in passes:
-        found = kernels.scan(*problem.laid(*problem.given), *masks, problem.offsets, spec.code, D, True)
+        found = scan(*problem.laid(*problem.given), *masks, problem.offsets, spec.code, D)
         with products:
             near = reference.scan(*rough(*problem.given), *masks, spec, D)
         _compare(("y", "hn", "gates", "cs", "cn"), found, problem.expected(*truth), problem.expected(*near), dtype)
@@ -163,9 +159,7 @@ def check(case: Case, kernels: Kernels, precision: str, passes: tuple[bool, ...]
     y, _, gates, cs, _ = (t.to(dtype).double() for t in truth)
     _, h0, c0, w, _ = problem.given
     kept = (gates, y, h0, cs if lstm else None, c0, w)
-    found = kernels.scan_backward(
-        *problem.laid(*problem.upstream), *problem.laid(*kept), *masks, problem.offsets, spec.code, D
-    )
+    found = scan_backward(*problem.laid(*problem.upstream, *kept), *masks, problem.offsets, spec.code, D)
     truth = reference.scan_backward(*problem.upstream, *kept, *masks, spec, D)
     with products:
         near = reference.scan_backward(*rough(*problem.upstream), *rough(*kept), *masks, spec, D)

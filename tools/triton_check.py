@@ -1,0 +1,242 @@
+"""Compiles the Triton kernels for GPUs that are not here, and reads what the machine code needs: no GPU, no driver.
+
+python tools/triton_check.py [architecture ...]    default: 80 90
+
+Prints registers, shared memory, local memory and the time loop's loads of every kernel that `config.plan` can choose;
+fails if one that is said to hold W_hh spills, loads it again in the time loop, or does not fit the shared memory.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fusedrnn.triton_kernels import config
+from fusedrnn.triton_kernels.config import GATES, GRU, KEPT, LSTM, TANH, Device, Plan
+
+CELLS = ("gru", "lstm", "rnn_tanh", "rnn_relu")
+DEVICES = {80: Device(80, 108, 166912), 89: Device(89, 128, 101376), 90: Device(90, 132, 232448)}
+KINDS = (("bf16", "ieee"), ("fp32", "tf32"), ("fp32", "tf32x3"), ("fp64", "ieee"))
+INTEGERS = {*"TBSHD", "len_s", "len_b", "rst_t", "rst_b", "rst_s", "q0", "q1", "i0", "i1", "tile"}
+WIDTHS = (32, 64, 128, *config.WIDTHS)
+HOLDS = ("resident", "grid")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A kernel to compile: one pass of a plan, for hidden size H, with lengths and resets or without."""
+
+    sm: int
+    cell: int
+    dtype: str
+    H: int
+    backward: bool
+    masked: bool
+    how: Plan
+
+    def __str__(self) -> str:
+        passes = "backward" if self.backward else "forward"
+        masks = " lengths reset" if self.masked else ""
+        sizes = f"H{self.H} {self.how.units}x{self.how.rows} w{self.how.warps}"
+        kind = f"{CELLS[self.cell]} {self.dtype} {self.how.precision}"
+        return f"sm_{self.sm} {self.how.regime} {passes} {kind} {sizes}{masks}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the machine code needs. `local`: spills, in instructions; `loop_loads`: of tensors, in the time loop."""
+
+    registers: int
+    shared: int
+    local: int
+    loop_loads: int
+
+
+def jobs(sm: int) -> list[Job]:
+    """Every kernel that a plan for this architecture can name; of equal ones, the widest."""
+    found: dict[tuple[Any, ...], Job] = {}
+    device = DEVICES[sm]
+    for cell in (GRU, LSTM, TANH):
+        for dtype, precision in KINDS:
+            for H in WIDTHS:
+                for regime in config.REGIMES[1:]:
+                    for backward in (False, True):
+                        for masked in (False, True):
+                            try:
+                                how = config.plan(
+                                    cell, 512, 16, 1, H, dtype, precision, backward, device, regime, masked
+                                )
+                            except ValueError:
+                                continue
+                            if not masked and how.regime not in HOLDS:
+                                continue
+                            if regime == "grid" and H not in config.WIDTHS:
+                                continue
+                            job = Job(sm, cell, dtype, H, backward, masked, how)
+                            width = H if regime == "grid" else how.units
+                            found[(cell, dtype, precision, regime, width, backward, masked)] = job
+    return list(found.values())
+
+
+def compile_job(job: Job) -> Report:
+    """Compiles one; in a process of its own, which Triton's compiler may end."""
+    import triton
+    import triton.language as tl
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from fusedrnn.triton_kernels import backward, forward, grid
+
+    how, cell = job.how, job.cell
+    kind = how.regime if how.regime in HOLDS else "tiled"
+    name = f"{'backward' if job.backward else 'forward'}_{kind}"
+    function = getattr(grid if kind == "grid" else backward if job.backward else forward, name)
+    constants: dict[str, Any] = {
+        "CELL": cell,
+        "G": GATES[cell],
+        "Z": KEPT[cell],
+        "AT": tl.float64 if job.dtype == "fp64" else tl.float32,
+        "PRECISION": how.precision,
+        "UNITS": how.units,
+        "ROWS": how.rows,
+        "STAGES": how.stages,
+        "INNER": how.inner,
+        "K_SPLIT": how.k_split,
+        "CHUNKS": -(-job.H // (how.inner * how.k_split)),
+        "STREAMED": how.regime == "streamed",
+        "LAST": True,
+    }
+    absent = {"dgates", "dcs", "offsets"} | (set() if job.masked else {"lengths", "reset"})
+    absent |= set() if cell == LSTM else {"c0", "cs", "cn", "dc0", "dcn"}
+    absent |= (set() if cell == GRU else {"dq"}) | ({"carry"} if cell == TANH else set())
+    absent |= set() if KEPT[cell] else {"gates"}
+    constants |= dict.fromkeys(absent)
+    constants = {key: value for key, value in constants.items() if key in function.arg_names}
+    special = {
+        "lengths": "*i64",
+        "reset": "*u8",
+        "barrier": "*i32",
+        "carry": "*fp64" if job.dtype == "fp64" else "*fp32",
+    }
+    signature: dict[str, str] = {}
+    aligned = {}
+    for i, argument in enumerate(function.arg_names):
+        pointer = special.get(argument, f"*{job.dtype}")
+        signature[argument] = "constexpr" if argument in constants else "i32" if argument in INTEGERS else pointer
+        if signature[argument].startswith("*") or argument == "H":
+            aligned[(i,)] = [["tt.divisibility", 16]]
+    fixed = {(function.arg_names.index(key),): value for key, value in constants.items()}
+    source = ASTSource(fn=function, signature=signature, constexprs=fixed, attrs=aligned)
+    options = {"num_warps": how.warps, "num_stages": how.stages}
+    kernel = triton.compile(source, target=GPUTarget("cuda", job.sm, 32), options=options)
+    return _read(kernel, Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")
+
+
+def _read(kernel: Any, cuobjdump: Path) -> Report:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(kernel.asm["cubin"])
+        usage, code = (
+            subprocess.run([cuobjdump, flag, path], capture_output=True, text=True, check=True).stdout
+            for flag in ("-res-usage", "-sass")
+        )
+    registers = re.search(r"REG:(\d+)", usage)
+    assert registers is not None, usage
+    local = len(re.findall(r"\b(?:LDL|STL)\b", code))
+    return Report(int(registers[1]), kernel.metadata.shared, local, _loop_loads(kernel.asm["ttgir"]))
+
+
+def _loop_loads(ttgir: str) -> int:
+    """Loads from tensors in the loops that hold products, but for those in a loop inside."""
+    lines, most = ttgir.splitlines(), 0
+    for i, line in enumerate(lines):
+        if " scf.for " in line:
+            indent = len(line) - len(line.lstrip())
+            end = next(j for j in range(i + 1, len(lines)) if lines[j].startswith(" " * indent + "}"))
+            if any("dot" in text for text in lines[i:end]):
+                loads = sum("tt.load" in text or "async_copy_global_to_local" in text for text in lines[i:end])
+                most = max(most, loads)
+    return most
+
+
+def fault(job: Job, report: Report) -> str | None:
+    """What is wrong with a kernel, None if nothing is."""
+    device, how = DEVICES[job.sm], job.how
+    if report.shared > device.smem_bytes:
+        return f"{report.shared} bytes of shared memory, sm_{job.sm} has {device.smem_bytes}"
+    if how.regime not in HOLDS:
+        return None
+    if report.local:
+        return f"{report.local} accesses to local memory"
+    expected = most_loads(job)
+    return None if report.loop_loads <= expected else f"{report.loop_loads} loads in the time loop, at most {expected}"
+
+
+def most_loads(job: Job) -> int:
+    """What the time loop of a kernel that holds W_hh loads: no tile of W_hh is among it."""
+    cell, how = job.cell, job.how
+    chunks = -(-job.H // (how.inner * how.k_split)) if how.regime == "grid" else 0
+    resets = 2 * job.masked  # Triton loads a mask twice where two layouts of it are needed
+    if not job.backward:
+        return GATES[cell] + chunks + resets
+    # kept gates, dy, the state before or after; in the grid the LSTM's both, and the last states' gradients
+    reads = KEPT[cell] + 2
+    if how.regime == "grid":
+        reads += chunks * GATES[cell] + (3 if cell == LSTM else 1)
+    return reads + resets
+
+
+def run(todo: list[Job], workers: int) -> Iterator[tuple[Job, Report | str]]:
+    """Compiles all; the text of an error in place of a report. A job that ends its process is tried alone."""
+    lost = []
+    with ProcessPoolExecutor(workers) as pool:
+        waiting = [(job, pool.submit(compile_job, job)) for job in todo]
+        for job, answer in waiting:
+            try:
+                yield job, answer.result()
+            except BrokenProcessPool:
+                lost.append(job)
+            except Exception as error:  # whatever the compiler says is this kernel's result
+                yield job, f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}"
+    for job in lost:
+        with ProcessPoolExecutor(1) as alone:
+            try:
+                yield job, alone.submit(compile_job, job).result()
+            except BrokenProcessPool:
+                yield job, "Triton's compiler ended its process"
+            except Exception as error:
+                yield job, f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}"
+
+
+def main(arguments: list[str]) -> int:
+    import triton
+
+    architectures = [int(word) for word in arguments] or [80, 90]
+    todo = [job for sm in architectures for job in jobs(sm)]
+    print(f"Triton {triton.__version__}, {len(todo)} kernels", flush=True)
+    faults, spills = 0, 0
+    for job, report in run(todo, os.cpu_count() or 1):
+        if isinstance(report, str):
+            told, wrong = "", report
+        else:
+            told = f"{report.registers:4} registers {report.shared:7} smem {report.local:4} local"
+            told += f"{report.loop_loads:4} loads"
+            wrong = fault(job, report)
+            spills += report.local > 0 and job.how.regime in HOLDS
+        faults += wrong is not None
+        print(f"{job!s:<78} {told}{f'  FAULT: {wrong}' if wrong else ''}", flush=True)
+    print(f"{len(todo)} instances, {spills} spills" + (f", {faults} faults" if faults else ""))
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
