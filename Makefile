@@ -29,11 +29,13 @@ bench: setup ## the benchmark cases under pytest-benchmark
 	$(PY) -m pytest benchmarks $(ARGS)
 gpu: ## what needs an NVIDIA GPU: build, constants, parity, sanitizers, the grid against cuDNN (STAGE=..., OUT=folder)
 	$(PYTHON) tools/gpu.py $(if $(STAGE),--stage $(STAGE)) $(if $(OUT),--out $(OUT)) $(ARGS)
-kernels-check: ## compile the CUDA kernels and read what ptxas says, 0 spills: no GPU, no torch
+kernels-check: setup ## compile the CUDA and the Triton kernels, 0 spills: no GPU
 	@$(PYTHON) tools/kernels_check.py $(CUDA_ARCHS)
-mutations: setup ## the CPU and CUDA kernels with one fault at a time, each wait left out among them; their checks have to see it
+	@$(PY) tools/triton_check.py $(CUDA_ARCHS:90a=90)
+mutations: setup ## the kernels with one fault at a time, each wait left out among them; their checks have to see it
 	$(PY) tools/mutate.py
 	$(PY) tools/mutate_cuda.py
+	$(PY) tools/mutate_triton.py
 clean: ## remove .venv and everything built
 	rm -rf .venv build dist *.egg-info fusedrnn/*.so fusedrnn/_build.json .mypy_cache .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +

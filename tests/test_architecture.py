@@ -32,6 +32,8 @@ LAYERS = (
     {"ops"},
     {"_build", "_plan", "checks", "errors", "modes", "spec", "triton_kernels"},
 )
+# Inside triton_kernels, likewise.
+KERNEL_LAYERS = ({"launch"}, {"grid"}, {"backward", "forward"}, {"walk"}, {"cells", "config"}, {"__init__"})
 MAY_USE = {name: set() for name in LAYERS[-1]} | {"reference": {"spec"}}
 LAYER = {name: height for height, names in enumerate(reversed(LAYERS)) for name in names}
 
@@ -46,8 +48,10 @@ def imports(path: Path) -> Iterator[tuple[str, str]]:
         if isinstance(node, ast.Import):
             dotted = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = "fusedrnn" if node.level and not node.module else node.module or ""
-            base = f"fusedrnn.{base}" if node.level and node.module else base
+            base = node.module or ""
+            if node.level:  # one dot is the file's own folder
+                folders = path.relative_to(ROOT).parts[:-1]
+                base = ".".join([*folders[: len(folders) - node.level + 1], *([base] if base else [])])
             dotted = [f"{base}.{alias.name}" if base == "fusedrnn" else base for alias in node.names]
         else:
             continue
@@ -92,6 +96,19 @@ def test_modules_import_downwards(path: Path) -> None:
     upwards = {module for module in used if LAYER[module] >= LAYER[name]}
     assert not upwards, f"{name} imports {upwards}, which stands no lower"
     assert used <= MAY_USE.get(name, used), f"{name} may import {MAY_USE[name] or 'nothing'} of the package, got {used}"
+
+
+def test_triton_kernels_import_downwards() -> None:
+    layer = {name: height for height, names in enumerate(reversed(KERNEL_LAYERS)) for name in names}
+    for path in (ROOT / "fusedrnn" / "triton_kernels").glob("*.py"):
+        tree = ast.walk(ast.parse(path.read_text()))
+        siblings = {
+            name
+            for node in tree
+            if isinstance(node, ast.ImportFrom) and node.level == 1
+            for name in ([node.module] if node.module else [alias.name for alias in node.names])
+        }
+        assert all(layer[name] < layer[path.stem] for name in siblings), f"{path.name} imports {siblings}"
 
 
 @pytest.mark.parametrize("path", python_files(), ids=lambda path: path.name)
