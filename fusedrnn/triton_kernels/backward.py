@@ -60,7 +60,7 @@ def backward_resident(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, length
     if CELL == 1:
         dc = load_state(dcn, edge + u, inside, AT)
         end = row_at(steps - 1, first, reverse, offsets, b, s, T, B, S)
-        after = tl.load(cs + end * H + u, mask=(steps <= n) & (u < H), other=0.0).to(AT)
+        after = tl.load(cs + end * H + u, mask=(n > 0) & (steps <= n) & (u < H), other=0.0).to(AT)
     for i in tl.range(0, steps, num_stages=STAGES):
         q = steps - 1 - i
         live = (q < n) & (u < H)

@@ -165,7 +165,7 @@ def backward_grid(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, lengths, r
     row = row_at(steps - 1, first, reverse, offsets, b, s, T, B, S)
     before = row_at(steps - 2, first, reverse, offsets, b, s, T, B, S)
     next = row
-    live = (steps <= n) & (u < H)
+    live = (n > 0) & (steps <= n) & (u < H)
     of_y, of_cs, previous, after = needed(dy, dcs, y, cs, h0, c0, steps - 1, row, before, edge, u, H, live, CELL, AT)
     kept = load_tiles(gates, row, u, H, live, Z, AT)
     if dgates is not None:

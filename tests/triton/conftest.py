@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
+
 from fusedrnn import triton_plan
 
 collect_ignore_glob = [] if triton_plan.interpreting() else ["test_*.py"]
 
 if triton_plan.interpreting():
-    from interpreted import hasten
+    from interpreted import hasten, watched
 
     hasten()
+
+    @pytest.fixture(scope="module")
+    def memory() -> Iterator[None]:
+        """Kernels stay within their tensors, and have the barriers that they need."""
+        with watched():
+            yield

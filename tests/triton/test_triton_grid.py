@@ -11,7 +11,7 @@ from triton.runtime.errors import InterpreterError
 from fusedrnn.spec import GRU, LSTM, CellSpec
 from fusedrnn.triton_kernels import grid, walk
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "memory")
 GRID = Plan("grid", "ieee", units=16, inner=16, k_split=2, tiles=2)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from fusedrnn.spec import GRU, LSTM, RNN_TANH, CellSpec
 from fusedrnn.triton_kernels import launch
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "memory")
 regimes = pytest.mark.parametrize("regime", ["resident", "streamed", "step"])
 
 
@@ -54,6 +54,21 @@ def test_shapes(cell: CellSpec, regime: str) -> None:
         Case(cell, 2, 17, 3, packed=True),
     ):
         against_reference(case, regime)
+
+
+@regimes
+@pytest.mark.parametrize("cell", [GRU, LSTM, RNN_TANH], ids=lambda cell: cell.name)
+def test_no_row_has_a_step(cell: CellSpec, regime: str) -> None:
+    problem, how = draw(Case(cell, 2, 3, 5, 2, upstream=SECOND_ORDER), torch.float64), small(regime, 5)
+    rest = (torch.zeros(2, 3, dtype=torch.int64), None, None, cell.code, 2)
+    (dy, dhn, dgates, dcs, dcn), (gates_x, h0, c0, w, bias) = problem.upstream, problem.given
+    y, hn, gates, cs, cn = launch.scan(gates_x, h0, c0, w, bias, *rest, True, how)
+    kept = (gates, y, h0, cs if cell is LSTM else None, c0, w)
+    dgates_x, dh0, dc0, dq = launch.scan_backward(dy, dhn, dgates, dcs, dcn, *kept, *rest, how)
+    assert not any(t.any() for t in (y, gates, cs, dgates_x, dq))
+    assert torch.equal(hn, h0)
+    assert torch.equal(dh0, dhn)
+    assert cell is not LSTM or (torch.equal(cn, c0) and torch.equal(dc0, dcn))
 
 
 @regimes
