@@ -46,12 +46,19 @@ class Launch:
         self.apart = apart
         self.program: object = None
         self.fresh: dict[object, set[int]] = {}  # by program, stored since its last barrier
+        self.told = set[object]()  # programs whose first thread alone knows that a wait is over
         self.stored, self.loaded = set[int](), set[int]()  # by the program that runs
         self.stored_by_others, self.loaded_by_others = set[int](), set[int]()
 
     def barrier(self) -> None:
         """All threads of the program have come this far."""
         self.fresh[builder.grid_idx] = set()
+        self.told.discard(builder.grid_idx)
+
+    def atomic(self) -> None:
+        """One thread speaks for the program, or asks for it."""
+        assert not self.fresh.get(builder.grid_idx), "a program says that it has stored before all its threads have"
+        self.told.add(builder.grid_idx)
 
     def access(self, pointers: Any, stores: bool) -> None:
         """AssertionError if it is out of bounds, or if the outcome hangs on who comes first."""
@@ -63,6 +70,7 @@ class Launch:
             self.stored_by_others |= self.stored
             self.loaded_by_others |= self.loaded
             self.stored, self.loaded = set(), set()
+        assert self.program not in self.told, "a thread goes on before it knows that the wait is over"
         addresses, does = set(pointers.tolist()), "stores to" if stores else "loads"
         fresh = self.fresh.setdefault(self.program, set())
         assert fresh.isdisjoint(addresses), f"a thread {does} what another one stored, with no barrier between"
@@ -82,8 +90,8 @@ def _extent_bytes(t: torch.Tensor) -> int:
 @contextmanager
 def watched() -> Iterator[None]:
     """Every launch inside stays within its tensors, and needs no barrier that is not there."""
-    names = ("create_masked_load", "create_masked_store", "create_barrier")
-    load, store, barrier = (getattr(builder, name) for name in names)
+    names = ("create_masked_load", "create_masked_store", "create_barrier", "create_atomic_rmw")
+    load, store, barrier, atomic = (getattr(builder, name) for name in names)
     execute, launch = interpreter.GridExecutor.__call__, Launch((), True)
 
     def called(self: Any, *arguments: Any, **options: Any) -> Any:
@@ -103,7 +111,12 @@ def watched() -> Iterator[None]:
         launch.barrier()
         return barrier()
 
-    builder.create_masked_load, builder.create_masked_store, builder.create_barrier = loaded, stored, met
+    def spoke(*arguments: Any) -> Any:
+        launch.atomic()
+        return atomic(*arguments)
+
+    for name, function in zip(names, (loaded, stored, met, spoke), strict=True):
+        setattr(builder, name, function)
     interpreter.GridExecutor.__call__ = called
     try:
         yield

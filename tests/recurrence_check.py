@@ -108,17 +108,18 @@ def draw(case: Case, dtype: torch.dtype) -> Problem:
     several = 1 if case.shared or case.packed else S
     lengths = reset = offsets = None
     if case.lengths or case.packed:
-        # one full row and an empty one; beyond T means T
-        lengths = torch.randint(0, T + 3, (several, B), generator=generator)
+        # one full row and an empty one; below 0 means 0, above T means T
+        lengths = torch.randint(-1, T + 3, (several, B), generator=generator)
+        lengths[-1, -1] = 0
         lengths[0, 0] = T
-        if B > 1:
-            lengths[-1, -1] = 0
         if case.packed:
             lengths = lengths.clamp(1, T).sort(descending=True).values
             offsets = torch.tensor([0, *((lengths[0] > t).sum() for t in range(T - 1))]).cumsum(0)
         lengths = lengths.expand(S, -1)
     if case.reset:
-        reset = (torch.rand(B, T, several, generator=generator) < 0.3).transpose(0, 1).expand(-1, -1, S)
+        reset = torch.rand(T, B, several, generator=generator) < 0.3
+        reset[0, 0] = reset[T // 2, 0] = True  # of the full row: the first state, and one within
+        reset = reset.expand(-1, -1, S) if case.shared else reset.transpose(0, 1).contiguous().transpose(0, 1)
     return Problem((gates_x, h0, c0, w, bias), upstream, lengths, reset, offsets, dtype)
 
 
