@@ -8,6 +8,7 @@ choose; fails if one that is said to hold W_hh spills, loads it again, or does n
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import re
@@ -27,7 +28,7 @@ from fusedrnn.triton_kernels.config import GATES, GRU, KEPT, LSTM, TANH, Device,
 CELLS = ("gru", "lstm", "rnn_tanh", "rnn_relu")
 DEVICES = {80: Device(80, 108, 166912), 89: Device(89, 128, 101376), 90: Device(90, 132, 232448)}
 KINDS = (("bf16", "ieee"), ("fp32", "tf32"), ("fp32", "tf32x3"), ("fp64", "ieee"))
-INTEGERS = {*"TBSHD", "len_s", "len_b", "rst_t", "rst_b", "rst_s", "q0", "q1", "i0", "i1", "tile"}
+INTEGERS = {*"TBSD", "blocks", "len_s", "len_b", "rst_t", "rst_b", "rst_s", "q0", "q1", "i0", "i1", "tile"}
 WIDTHS = (32, 64, 128, *config.WIDTHS)
 HOLDS = ("resident", "grid")
 
@@ -103,6 +104,7 @@ def compile_job(job: Job) -> Report:
     function = getattr(grid if kind == "grid" else backward if job.backward else forward, name)
     constants: dict[str, Any] = {
         "CELL": cell,
+        "BLOCK": math.gcd(job.H, 16),
         "G": GATES[cell],
         "Z": KEPT[cell],
         "AT": tl.float64 if job.dtype == "fp64" else tl.float32,
@@ -133,11 +135,11 @@ def compile_job(job: Job) -> Report:
     for i, argument in enumerate(function.arg_names):
         pointer = special.get(argument, f"*{job.dtype}")
         signature[argument] = "constexpr" if argument in constants else "i32" if argument in INTEGERS else pointer
-        if signature[argument].startswith("*") or argument == "H":
+        if signature[argument].startswith("*"):
             aligned[(i,)] = [["tt.divisibility", 16]]
     fixed = {(function.arg_names.index(key),): value for key, value in constants.items()}
     source = ASTSource(fn=function, signature=signature, constexprs=fixed, attrs=aligned)
-    options = {"num_warps": how.warps, "num_stages": how.stages}
+    options = {"num_warps": how.warps, "num_stages": how.stages, "maxnreg": config.REGISTERS}
     kernel = triton.compile(source, target=GPUTarget("cuda", job.sm, 32), options=options)
     return _read(kernel, Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")
 
