@@ -12,7 +12,7 @@ import re
 
 import torch
 
-from . import ops, products
+from . import modes, ops, products
 from .spec import Problem
 from .triton_kernels import config
 
@@ -25,6 +25,7 @@ ASSUMED = config.Device(sm=90, sms=132, smem_bytes=232448)
 """For plans on a machine without a GPU: an H200."""
 
 
+@modes.constant
 def missing() -> str | None:
     """Why the Triton kernels cannot run on this machine, None if they can."""
     return _triton_missing()
@@ -43,6 +44,7 @@ def _triton_missing() -> str | None:
     return None
 
 
+@modes.constant
 def interpreting() -> bool:
     """Whether Triton's interpreter stands in for a GPU: TRITON_INTERPRET=1, read as Triton reads it."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
@@ -120,6 +122,11 @@ def _plan(
 def _current(problem: Problem) -> config.Device:
     if problem.device == "cpu":
         return INTERPRETED_AS
+    return _of_this_machine()
+
+
+@modes.constant
+def _of_this_machine() -> config.Device:
     return _device(torch.cuda.current_device()) if torch.cuda.is_available() else ASSUMED
 
 

@@ -86,7 +86,7 @@ def run_row(row: Row) -> None:
     B, regime = row.group_rows, {"scatter": "cluster", "split": "grid"}.get(row.exchange, row.exchange)
     cases = [
         Case(row.cell, 6, B, row.H, seed=1),
-        Case(row.cell, 5, B + 3, row.H, 2, states=False, bias=False, seed=2),
+        Case(row.cell, 5, B + 3, row.H, 2, states="", bias=False, seed=2),
         Case(row.cell, 1, 2 * B - 1, row.H, upstream=("hn",), seed=3),
     ]
     if row.masked:
@@ -94,7 +94,7 @@ def run_row(row: Row) -> None:
             Case(row.cell, 6, B + 3, row.H, 2, lengths=True, seed=4),
             Case(row.cell, 6, B, row.H, 2, reset=True, seed=5),
             Case(row.cell, 7, B, row.H - 8, 2, lengths=True, reset=True, seed=6),
-            Case(row.cell, 4, 3, 8, states=False, seed=7),
+            Case(row.cell, 4, 3, 8, states="", seed=7),
         ]
     host().only(row.index)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from close import assert_no_worse, assert_same
@@ -22,6 +22,10 @@ PRECISIONS = {
     "fp32": torch.float32,
     "fp64": torch.float64,
 }
+SECOND_ORDER = ("y", "hn", "cn", "gates", "cs")
+"""Every gradient that can flow in: a second derivative's reach what forward kept."""
+
+
 Kernel = Callable[..., tuple[Tensor, ...]]
 
 
@@ -37,17 +41,85 @@ class Case:
     streams: int | None = None
     lengths: bool = False
     reset: bool = False
-    packed: bool = False
-    states: bool = True
+    shared: bool = False  # all streams have the masks of one, by expanded views, as a layer's have
+    packed: bool = False  # rows lie packed, in order of their lengths
+    states: str = "hc"  # the initial ones that there are
     bias: bool = True
     upstream: tuple[str, ...] = ("y", "hn", "cn")
     seed: int = 1
 
     def __str__(self) -> str:
-        asks = [name for name in ("lengths", "reset", "packed") if getattr(self, name)]
-        lacks = [f"no_{name}" for name in ("states", "bias") if not getattr(self, name)]
-        size = f"T{self.T}B{self.B}H{self.H}D{self.directions}"
+        asks = [name for name in ("lengths", "reset", "shared", "packed") if getattr(self, name)]
+        lacks = [f"no_{name}0" for name in "hc" if name not in self.states] + ["no_bias"] * (not self.bias)
+        size = f"T{self.T}B{self.B}H{self.H}D{self.directions}S{self.streams or self.directions}"
         return "-".join([self.cell.name, size, *asks, *lacks])
+
+
+class Problem(NamedTuple):
+    """A case's tensors, floats in float64 with the dtype's values; sequences [T, B, S, ...], also of packed rows."""
+
+    given: tuple[Tensor | None, ...]  # gates_x, h0, c0, weight_hh, bias_hh
+    upstream: tuple[Tensor | None, ...]  # dy, dhn, dgates, dcs, dcn
+    lengths: Tensor | None
+    reset: Tensor | None
+    offsets: Tensor | None
+    dtype: torch.dtype
+
+    def laid(self, *tensors: Tensor | None) -> list[Tensor | None]:
+        """As the kernels get them: in the dtype, sequences packed, or with NaN beyond the rows' ends."""
+        return [None if t is None else self._laid(t.to(self.dtype), float("nan")) for t in tensors]
+
+    def expected(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Results of the reference as the kernels have them."""
+        return tuple(self._laid(t, 0.0) for t in tensors)
+
+    def _laid(self, t: Tensor, padding: float) -> Tensor:
+        if t.dim() != 4 or self.lengths is None:
+            return t
+        there = torch.arange(len(t)).view(-1, 1, 1) < self.lengths.t()  # [T, B, S]
+        if self.offsets is not None:
+            return t[there[..., 0]].unsqueeze(1)
+        return t.masked_fill(~there.unsqueeze(-1), padding)
+
+
+def draw(case: Case, dtype: torch.dtype) -> Problem:
+    """The case's tensors, from its seed alone."""
+    spec, lstm, S = case.cell, case.cell is LSTM, case.streams or case.directions
+    T, B, H, G = case.T, case.B, case.H, len(spec.gates)
+    generator = torch.Generator().manual_seed(case.seed)
+
+    def normal(*shape: int, scale: float = 1.0) -> Tensor:
+        return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype).double()
+
+    gates_x, w = normal(T, B, S, G * H), normal(S, G * H, H, scale=0.7 * H**-0.5)
+    bias = normal(S, G * H, scale=0.2) if case.bias else None
+    h0 = normal(S, B, H) if "h" in case.states else None
+    c0 = normal(S, B, H) if "c" in case.states and lstm else None
+    upstream = tuple(
+        normal(*shape) if name in case.upstream and (lstm or name not in ("cs", "cn")) and shape[-1] else None
+        for name, shape in (
+            ("y", (T, B, S, H)),
+            ("hn", (S, B, H)),
+            ("gates", (T, B, S, len(spec.kept) * H)),
+            ("cs", (T, B, S, H)),
+            ("cn", (S, B, H)),
+        )
+    )
+    several = 1 if case.shared or case.packed else S
+    lengths = reset = offsets = None
+    if case.lengths or case.packed:
+        # one full row and an empty one; beyond T means T
+        lengths = torch.randint(0, T + 3, (several, B), generator=generator)
+        lengths[0, 0] = T
+        if B > 1:
+            lengths[-1, -1] = 0
+        if case.packed:
+            lengths = lengths.clamp(1, T).sort(descending=True).values
+            offsets = torch.tensor([0, *((lengths[0] > t).sum() for t in range(T - 1))]).cumsum(0)
+        lengths = lengths.expand(S, -1)
+    if case.reset:
+        reset = (torch.rand(B, T, several, generator=generator) < 0.3).transpose(0, 1).expand(-1, -1, S)
+    return Problem((gates_x, h0, c0, w, bias), upstream, lengths, reset, offsets, dtype)
 
 
 def check(
@@ -64,78 +136,39 @@ def check(
         scan_backward: takes the five gradients, gates, y, h0, cs, c0, weight_hh and the rest likewise.
         passes: which are compared.
     """
-    spec, dtype, lstm = case.cell, PRECISIONS[precision], case.cell is LSTM
-    S = case.streams or case.directions
-    generator = torch.Generator().manual_seed(case.seed)
+    spec, dtype, lstm, D = case.cell, PRECISIONS[precision], case.cell is LSTM, case.directions
+    problem = draw(case, dtype)
+    masks = (problem.lengths, problem.reset)
 
-    def normal(*shape: int, scale: float = 1.0) -> Tensor:
-        return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype).double()
-
-    T, B, H, G = case.T, case.B, case.H, len(spec.gates)
-    gates_x, w = normal(T, B, S, G * H), normal(S, G * H, H, scale=0.7 * H**-0.5)
-    bias = normal(S, G * H, scale=0.2) if case.bias else None
-    h0 = normal(S, B, H) if case.states else None
-    c0 = normal(S, B, H) if case.states and lstm else None
-    lengths = _lengths(case, S, generator) if case.lengths or case.packed else None
-    reset = torch.rand(T, B, S, generator=generator) < 0.25 if case.reset else None
-    dy, dhn, dcn, dgates, dcs = (
-        normal(*shape) if name in case.upstream and (lstm or name not in ("cs", "cn")) else None
-        for name, shape in (
-            ("y", (T, B, S, H)),
-            ("hn", (S, B, H)),
-            ("cn", (S, B, H)),
-            ("gates", (T, B, S, len(spec.kept) * H)),
-            ("cs", (T, B, S, H)),
-        )
-    )
-    dgates = dgates if spec.kept else None
-    masks, code, D = (lengths, reset), spec.code, case.directions
-    alive = torch.ones(T, B, S, dtype=torch.bool)
-    if lengths is not None:
-        alive = torch.arange(T).view(-1, 1, 1) < lengths.T
-    offsets = alive[..., 0].sum(1).cumsum(0) - alive[..., 0].sum(1) if case.packed else None
-
-    def cast(*tensors: Tensor | None) -> list[Tensor | None]:
-        return [None if t is None else t.to(dtype) for t in tensors]
-
-    def lay(*tensors: Tensor | None) -> list[Tensor | None]:
-        """Sequences as the kernels get them: packed, or with NaN where nobody shall read."""
-        if offsets is not None:
-            return [t if t is None or t.dim() == 1 else t[alive[..., 0]].unsqueeze(1) for t in tensors]
-        return [t if t is None or t.dim() == 1 else t.masked_fill(~alive.unsqueeze(-1), torch.nan) for t in tensors]
+    def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tuple(None if t is None else t.to(dtype) for t in tensors)
 
     # a CPU has no TF32: there, the yardstick is in float64 but for the products
     products = Tf32Products() if precision == "tf32" else nullcontext()
     rough = (lambda *tensors: tensors) if precision == "tf32" else cast
-    given = (gates_x, h0, c0, w, bias)
-    truth = reference.scan(*given, *masks, spec, D)
+    truth = reference.scan(*problem.given, *masks, spec, D)
     if False in passes:
-        found = scan(*cast(*lay(gates_x), *given[1:]), *masks, offsets, code, D)
+        found = scan(*problem.laid(*problem.given), *masks, problem.offsets, spec.code, D)
         with products:
-            near = reference.scan(*rough(*given), *masks, spec, D)
-        _compare(("y", "hn", "gates", "cs", "cn"), found, truth, near, dtype, lay if case.packed else None)
+            near = reference.scan(*rough(*problem.given), *masks, spec, D)
+        _compare(("y", "hn", "gates", "cs", "cn"), found, problem.expected(*truth), problem.expected(*near), dtype)
     if True not in passes:
         return
 
     # backward, from the truth rounded: what one wrote wrongly shall not hide what the other reads wrongly
     y, _, gates, cs, _ = (t.to(dtype).double() for t in truth)
-    upstream = (dy, dhn, dgates, dcs, dcn)
-    kept = (gates, y, h0, cs if lstm else None, c0)
-    (dy_, dgates_, dcs_), (gates_, y_, cs_) = lay(dy, dgates, dcs), lay(gates, y, kept[3])
-    found = scan_backward(
-        *cast(dy_, dhn, dgates_, dcs_, dcn), *cast(gates_, y_, h0, cs_, c0, w), *masks, offsets, code, D
-    )
-    truth = reference.scan_backward(*upstream, *kept, w, *masks, spec, D)
+    _, h0, c0, w, _ = problem.given
+    kept = (gates, y, h0, cs if lstm else None, c0, w)
+    found = scan_backward(*problem.laid(*problem.upstream, *kept), *masks, problem.offsets, spec.code, D)
+    truth = reference.scan_backward(*problem.upstream, *kept, *masks, spec, D)
     with products:
-        near = reference.scan_backward(*rough(*upstream), *rough(*kept, w), *masks, spec, D)
-    _compare(("dgates_x", "dh0", "dc0", "dq"), found, truth, near, dtype, lay if case.packed else None)
+        near = reference.scan_backward(*rough(*problem.upstream), *rough(*kept), *masks, spec, D)
+    _compare(("dgates_x", "dh0", "dc0", "dq"), found, problem.expected(*truth), problem.expected(*near), dtype)
 
 
 def _compare(
-    names: tuple[str, ...], found: Any, truth: Any, near: Any, dtype: torch.dtype, lay: Callable[..., Any] | None
+    names: tuple[str, ...], found: Any, truth: tuple[Tensor, ...], near: tuple[Tensor, ...], dtype: torch.dtype
 ) -> None:
-    if lay is not None:  # the sequences among them
-        truth, near = ([lay(t)[0] if t.dim() == 4 else t for t in each] for each in (truth, near))
     if dtype == torch.float64:  # there is nothing more exact to compare with
         return assert_same(found, truth)
     assert_no_worse(
@@ -143,18 +176,6 @@ def _compare(
         dict(zip(names, truth, strict=True)),
         {name: t.to(dtype) for name, t in zip(names, near, strict=True)},
     )
-
-
-def _lengths(case: Case, S: int, generator: torch.Generator) -> Tensor:
-    if case.packed:
-        lengths = torch.randint(1, case.T + 1, (case.B,), generator=generator)
-        lengths[0] = case.T
-        return lengths.sort(descending=True).values.expand(S, -1)
-    lengths = torch.randint(0, case.T + 1, (case.B,), generator=generator)
-    lengths[0] = case.T
-    if case.B > 1:
-        lengths[-1] = 0
-    return lengths.expand(S, -1)
 
 
 class Tf32Products(TorchFunctionMode):

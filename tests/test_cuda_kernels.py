@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 from bare import label
-from cuda_check import PRECISIONS, RESERVED, Case, check, host, rows, run_row
+from cuda_check import RESERVED, check, host, rows, run_row
+from recurrence_check import PRECISIONS, Case
 
 from fusedrnn import _build
 from fusedrnn.spec import GRU, LSTM
@@ -35,15 +36,15 @@ def library() -> Any:
     [
         {"T": 7, "B": 5, "H": 24, "bias": False},
         {"T": 6, "B": 13, "H": 40, "directions": 2, "upstream": ("y", "hn", "cn", "gates", "cs")},
-        {"T": 1, "B": 1, "H": 8, "states": False, "upstream": ("y",)},
-        {"T": 9, "B": 9, "H": 72, "directions": 2, "states": False, "upstream": ("hn",)},
+        {"T": 1, "B": 1, "H": 8, "states": "", "upstream": ("y",)},
+        {"T": 9, "B": 9, "H": 72, "directions": 2, "states": "", "upstream": ("hn",)},
         {"T": 5, "B": 37, "H": 16, "streams": 3, "upstream": ("cn",)},
     ],
     ids=label,
 )
 def test_time_step_kernel(cell: Any, precision: str, case: dict[str, Any]) -> None:
     for seed, (lengths, reset) in enumerate(MASKS):
-        check(Case(cell, lengths=lengths, reset=reset, seed=seed, **case), "step", precision)
+        check(Case(cell, lengths=lengths, reset=reset, shared=seed % 2 == 1, seed=seed, **case), "step", precision)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "tf32", "fp32"])

@@ -25,7 +25,7 @@ def test_every_interleaving_is_right(cell: CellSpec, seed: int) -> None:
 
 def test_more_rows_than_fit_are_several_launches(cell: CellSpec) -> None:
     with coop() as baton:
-        check(Case(cell, 3, 40, 20, states=False, bias=False), "fp64", GRID)
+        check(Case(cell, 3, 40, 20, states="", bias=False), "fp64", GRID)
     assert baton.most_programs == 4  # of three tiles of rows, two at once
 
 

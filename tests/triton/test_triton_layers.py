@@ -84,9 +84,10 @@ def test_compiled_with_one_graph_for_every_length() -> None:
     assert graphs == 1
 
 
-def test_compiled_gradients() -> None:
+@pytest.mark.parametrize("backend", ["triton", "triton:step"])
+def test_compiled_gradients(backend: str) -> None:
     torch._dynamo.reset()
-    layer = fusedrnn.LSTM(4, 6, backend="triton").double()
+    layer = fusedrnn.LSTM(4, 6, backend=backend).double()
     x = torch.randn(4, 2, 4, dtype=DOUBLE, requires_grad=True)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
 
