@@ -2,12 +2,14 @@
 
 python tools/triton_check.py [architecture ...]    default: 80 90
 
-Prints registers, shared memory, local memory and the time loop's loads of every kernel that `config.plan` can choose;
-fails if one that is said to hold W_hh spills, loads it again in the time loop, or does not fit the shared memory.
+Prints registers, shared memory, local memory and the time loop's loads of W_hh of every kernel that `config.plan` can
+choose; fails if one that is said to hold W_hh spills, loads it again, or does not fit the shared memory.
 """
 
 from __future__ import annotations
 
+import math
+import multiprocessing
 import os
 import re
 import subprocess
@@ -26,7 +28,7 @@ from fusedrnn.triton_kernels.config import GATES, GRU, KEPT, LSTM, TANH, Device,
 CELLS = ("gru", "lstm", "rnn_tanh", "rnn_relu")
 DEVICES = {80: Device(80, 108, 166912), 89: Device(89, 128, 101376), 90: Device(90, 132, 232448)}
 KINDS = (("bf16", "ieee"), ("fp32", "tf32"), ("fp32", "tf32x3"), ("fp64", "ieee"))
-INTEGERS = {*"TBSHD", "len_s", "len_b", "rst_t", "rst_b", "rst_s", "q0", "q1", "i0", "i1", "tile"}
+INTEGERS = {*"TBSD", "blocks", "len_s", "len_b", "rst_t", "rst_b", "rst_s", "q0", "q1", "i0", "i1", "tile"}
 WIDTHS = (32, 64, 128, *config.WIDTHS)
 HOLDS = ("resident", "grid")
 
@@ -53,12 +55,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Report:
-    """What the machine code needs. `local`: spills, in instructions; `loop_loads`: of tensors, in the time loop."""
+    """What the machine code needs. `local`: spills, in instructions; `weight_loads`: of W_hh, in the time loop."""
 
     registers: int
     shared: int
     local: int
-    loop_loads: int
+    weight_loads: int
 
 
 def jobs(sm: int) -> list[Job]:
@@ -102,6 +104,7 @@ def compile_job(job: Job) -> Report:
     function = getattr(grid if kind == "grid" else backward if job.backward else forward, name)
     constants: dict[str, Any] = {
         "CELL": cell,
+        "BLOCK": math.gcd(job.H, 16),
         "G": GATES[cell],
         "Z": KEPT[cell],
         "AT": tl.float64 if job.dtype == "fp64" else tl.float32,
@@ -132,11 +135,11 @@ def compile_job(job: Job) -> Report:
     for i, argument in enumerate(function.arg_names):
         pointer = special.get(argument, f"*{job.dtype}")
         signature[argument] = "constexpr" if argument in constants else "i32" if argument in INTEGERS else pointer
-        if signature[argument].startswith("*") or argument == "H":
+        if signature[argument].startswith("*"):
             aligned[(i,)] = [["tt.divisibility", 16]]
     fixed = {(function.arg_names.index(key),): value for key, value in constants.items()}
     source = ASTSource(fn=function, signature=signature, constexprs=fixed, attrs=aligned)
-    options = {"num_warps": how.warps, "num_stages": how.stages}
+    options = {"num_warps": how.warps, "num_stages": how.stages, "maxnreg": config.REGISTERS}
     kernel = triton.compile(source, target=GPUTarget("cuda", job.sm, 32), options=options)
     return _read(kernel, Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")
 
@@ -152,19 +155,28 @@ def _read(kernel: Any, cuobjdump: Path) -> Report:
     registers = re.search(r"REG:(\d+)", usage)
     assert registers is not None, usage
     local = len(re.findall(r"\b(?:LDL|STL)\b", code))
-    return Report(int(registers[1]), kernel.metadata.shared, local, _loop_loads(kernel.asm["ttgir"]))
+    return Report(int(registers[1]), kernel.metadata.shared, local, weight_loads(kernel.asm["ttgir"]))
 
 
-def _loop_loads(ttgir: str) -> int:
-    """Loads from tensors in the loops that hold products, but for those in a loop inside."""
-    lines, most = ttgir.splitlines(), 0
+def weight_loads(ttgir: str) -> int:
+    """Loads through pointers made from `w`, in the loops that hold products: what reads W_hh at every step."""
+    lines, weights = ttgir.splitlines(), {"%w"}
+    for line in lines:
+        if "!tt.ptr" in line:  # pointers come from pointers alone
+            for name, start in re.findall(r"(%\w+) = (%\w+)", line):  # what a loop carries
+                weights |= {name} if start in weights else set()
+            made = re.match(r"\s*(%\w+) = (?!tt\.load)[\w.]+ (.*)", line)
+            if made and weights & set(re.findall(r"%\w+", made[2])):
+                weights.add(made[1])
+    most = 0
     for i, line in enumerate(lines):
         if " scf.for " in line:
             indent = len(line) - len(line.lstrip())
             end = next(j for j in range(i + 1, len(lines)) if lines[j].startswith(" " * indent + "}"))
-            if any("dot" in text for text in lines[i:end]):
-                loads = sum("tt.load" in text or "async_copy_global_to_local" in text for text in lines[i:end])
-                most = max(most, loads)
+            body = "\n".join(lines[i:end])
+            if "dot" in body:
+                read = re.findall(r"(?:tt\.load|async_copy_global_to_local) (%\w+)", body)
+                most = max(most, sum(pointer in weights for pointer in read))
     return most
 
 
@@ -177,28 +189,14 @@ def fault(job: Job, report: Report) -> str | None:
         return None
     if report.local:
         return f"{report.local} accesses to local memory"
-    expected = most_loads(job)
-    return None if report.loop_loads <= expected else f"{report.loop_loads} loads in the time loop, at most {expected}"
-
-
-def most_loads(job: Job) -> int:
-    """What the time loop of a kernel that holds W_hh loads: no tile of W_hh is among it."""
-    cell, how = job.cell, job.how
-    chunks = -(-job.H // (how.inner * how.k_split)) if how.regime == "grid" else 0
-    resets = 2 * job.masked  # Triton loads a mask twice where two layouts of it are needed
-    if not job.backward:
-        return GATES[cell] + chunks + resets
-    # kept gates, dy, the state before or after; in the grid the LSTM's both, and the last states' gradients
-    reads = KEPT[cell] + 2
-    if how.regime == "grid":
-        reads += chunks * GATES[cell] + (3 if cell == LSTM else 1)
-    return reads + resets
+    return f"{report.weight_loads} loads of W_hh in the time loop" if report.weight_loads else None
 
 
 def run(todo: list[Job], workers: int) -> Iterator[tuple[Job, Report | str]]:
     """Compiles all; the text of an error in place of a report. A job that ends its process is tried alone."""
     lost = []
-    with ProcessPoolExecutor(workers) as pool:
+    fresh = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    with ProcessPoolExecutor(workers, mp_context=fresh) as pool:
         waiting = [(job, pool.submit(compile_job, job)) for job in todo]
         for job, answer in waiting:
             try:
@@ -208,7 +206,7 @@ def run(todo: list[Job], workers: int) -> Iterator[tuple[Job, Report | str]]:
             except Exception as error:  # whatever the compiler says is this kernel's result
                 yield job, f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}"
     for job in lost:
-        with ProcessPoolExecutor(1) as alone:
+        with ProcessPoolExecutor(1, mp_context=fresh) as alone:
             try:
                 yield job, alone.submit(compile_job, job).result()
             except BrokenProcessPool:
@@ -229,7 +227,7 @@ def main(arguments: list[str]) -> int:
             told, wrong = "", report
         else:
             told = f"{report.registers:4} registers {report.shared:7} smem {report.local:4} local"
-            told += f"{report.loop_loads:4} loads"
+            told += f"{report.weight_loads:4} loads of W_hh"
             wrong = fault(job, report)
             spills += report.local > 0 and job.how.regime in HOLDS
         faults += wrong is not None

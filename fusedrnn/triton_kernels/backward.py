@@ -36,12 +36,13 @@ def finish(dgates_x, dq, lengths, offsets, n, T, B, S, b, s, u, H, CELL: tl.cons
             zero_tail(dq, n, T, B, S, b, s, u, H, 1)
 
 
-@triton.jit(do_not_specialize=["T", "B", "S", "D", "len_s", "len_b", "rst_t", "rst_b", "rst_s"])
+@triton.jit(do_not_specialize=["T", "B", "S", "blocks", "D", "len_s", "len_b", "rst_t", "rst_b", "rst_s"])
 def backward_resident(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, lengths, reset, offsets,
-                      dgates_x, dh0, dc0, dq, T, B, S, H, D, len_s, len_b, rst_t, rst_b, rst_s,
+                      dgates_x, dh0, dc0, dq, T, B, S, blocks, D, len_s, len_b, rst_t, rst_b, rst_s,
                       CELL: tl.constexpr, G: tl.constexpr, Z: tl.constexpr, AT: tl.constexpr, PRECISION: tl.constexpr,
-                      UNITS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+                      BLOCK: tl.constexpr, UNITS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """A program runs a tile of rows of one stream from their last to their first step; UNITS >= H, a power of two."""
+    H = blocks * BLOCK  # so that the compiler knows what divides it
     b = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[None, :]
     s = tl.program_id(1)
     u = tl.arange(0, UNITS)[:, None]
@@ -108,16 +109,17 @@ def backward_resident(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, length
     finish(dgates_x, dq, lengths, offsets, n, T, B, S, b, s, u, H, CELL, G)
 
 
-@triton.jit(do_not_specialize=["i0", "i1", "T", "B", "S", "D", "len_s", "len_b", "rst_t", "rst_b", "rst_s"])
+@triton.jit(do_not_specialize=["i0", "i1", "T", "B", "S", "blocks", "D", "len_s", "len_b", "rst_t", "rst_b", "rst_s"])
 def backward_tiled(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, lengths, reset, offsets,
-                   dgates_x, dh0, dc0, dq, carry, i0, i1, T, B, S, H, D, len_s, len_b, rst_t, rst_b, rst_s,
+                   dgates_x, dh0, dc0, dq, carry, i0, i1, T, B, S, blocks, D, len_s, len_b, rst_t, rst_b, rst_s,
                    CELL: tl.constexpr, G: tl.constexpr, Z: tl.constexpr, AT: tl.constexpr, PRECISION: tl.constexpr,
                    UNITS: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr, STAGES: tl.constexpr,
-                   STREAMED: tl.constexpr, LAST: tl.constexpr):  # fmt: skip
+                   BLOCK: tl.constexpr, STREAMED: tl.constexpr, LAST: tl.constexpr):  # fmt: skip
     """Turns i0 .. i1-1, of which turn i does step q = T-1-i: dh from the gate gradients of step q+1, then the cell.
 
     Turn T, the last, forms dh0 and dc0 alone. STREAMED: the program owns all tiles of units, else one, and i1 = i0 + 1.
     """
+    H = blocks * BLOCK  # so that the compiler knows what divides it
     b = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[None, :]
     s = tl.program_id(1)
     block = s.to(tl.int64) * G

@@ -21,6 +21,9 @@ KEPT = (4, 4, 0, 0)
 REGIMES = ("", "resident", "streamed", "grid", "step")
 """At the index of its code in the ops' `route`; "": whichever is estimated fastest."""
 
+REGISTERS = 254
+"""Of a thread, asked for. Unasked, and asked for 255, ptxas may spill to make room for a second program on an SM, for
+which there is no shared memory."""
 SMALL_SMEM_BYTES = 101376
 """Of sm_86, sm_89 and sm_120."""
 

@@ -55,12 +55,13 @@ def finish(y, gates, cs, h0, c0, hn, cn, lengths, offsets, n, last, T, B, S, b, 
             zero_tail(cs, n, T, B, S, b, s, u, H, 1)
 
 
-@triton.jit(do_not_specialize=["T", "B", "S", "D", "len_s", "len_b", "rst_t", "rst_b", "rst_s"])
+@triton.jit(do_not_specialize=["T", "B", "S", "blocks", "D", "len_s", "len_b", "rst_t", "rst_b", "rst_s"])
 def forward_resident(gates_x, h0, c0, w, b_hh, lengths, reset, offsets, y, hn, gates, cs, cn,
-                     T, B, S, H, D, len_s, len_b, rst_t, rst_b, rst_s,
+                     T, B, S, blocks, D, len_s, len_b, rst_t, rst_b, rst_s,
                      CELL: tl.constexpr, G: tl.constexpr, Z: tl.constexpr, AT: tl.constexpr, PRECISION: tl.constexpr,
-                     UNITS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+                     BLOCK: tl.constexpr, UNITS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """A program runs a tile of rows of one stream from their first to their last step; UNITS >= H, a power of two."""
+    H = blocks * BLOCK  # so that the compiler knows what divides it
     b = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[None, :]
     s = tl.program_id(1)
     u = tl.arange(0, UNITS)[:, None]
@@ -104,13 +105,14 @@ def forward_resident(gates_x, h0, c0, w, b_hh, lengths, reset, offsets, y, hn, g
     finish(y, gates, cs, h0, c0, hn, cn, lengths, offsets, n, last, T, B, S, b, s, u, H, CELL, Z, AT)
 
 
-@triton.jit(do_not_specialize=["q0", "q1", "T", "B", "S", "D", "len_s", "len_b", "rst_t", "rst_b", "rst_s"])
+@triton.jit(do_not_specialize=["q0", "q1", "T", "B", "S", "blocks", "D", "len_s", "len_b", "rst_t", "rst_b", "rst_s"])
 def forward_tiled(gates_x, h0, c0, w, b_hh, lengths, reset, offsets, y, hn, gates, cs, cn, carry, q0, q1,
-                  T, B, S, H, D, len_s, len_b, rst_t, rst_b, rst_s,
+                  T, B, S, blocks, D, len_s, len_b, rst_t, rst_b, rst_s,
                   CELL: tl.constexpr, G: tl.constexpr, Z: tl.constexpr, AT: tl.constexpr, PRECISION: tl.constexpr,
                   UNITS: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr, STAGES: tl.constexpr,
-                  STREAMED: tl.constexpr, LAST: tl.constexpr):  # fmt: skip
+                  BLOCK: tl.constexpr, STREAMED: tl.constexpr, LAST: tl.constexpr):  # fmt: skip
     """Steps q0 .. q1-1. STREAMED: the program owns all tiles of units, else one, and q1 is q0 + 1. LAST: q1 is T."""
+    H = blocks * BLOCK  # so that the compiler knows what divides it
     b = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[None, :]
     s = tl.program_id(1)
     block = s.to(tl.int64) * G

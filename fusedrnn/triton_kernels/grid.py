@@ -26,13 +26,14 @@ from .forward import store_step as store_states
 from .walk import cut_at, grid_sync, load_state, load_tiles, longest, row_at, rows, state_before
 
 
-@triton.jit(do_not_specialize=["tile", "T", "B", "S", "D", "len_s", "len_b", "rst_t", "rst_b", "rst_s"])
+@triton.jit(do_not_specialize=["tile", "T", "B", "S", "blocks", "D", "len_s", "len_b", "rst_t", "rst_b", "rst_s"])
 def forward_grid(gates_x, h0, c0, w, b_hh, lengths, reset, offsets, y, hn, gates, cs, cn, barrier, tile,
-                 T, B, S, H, D, len_s, len_b, rst_t, rst_b, rst_s,
+                 T, B, S, blocks, D, len_s, len_b, rst_t, rst_b, rst_s,
                  CELL: tl.constexpr, G: tl.constexpr, Z: tl.constexpr, AT: tl.constexpr, PRECISION: tl.constexpr,
                  UNITS: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr, K_SPLIT: tl.constexpr,
-                 CHUNKS: tl.constexpr):  # fmt: skip
+                 BLOCK: tl.constexpr, CHUNKS: tl.constexpr):  # fmt: skip
     """All steps of a tile of rows, `tile` and on, for one tile of units; CHUNKS * K_SPLIT * INNER >= H."""
+    H = blocks * BLOCK  # so that the compiler knows what divides it
     b = (tile + tl.program_id(0)) * ROWS + tl.arange(0, ROWS)[None, :]
     s = tl.program_id(1)
     u = tl.program_id(2) * UNITS + tl.arange(0, UNITS)[:, None]
@@ -137,13 +138,14 @@ def needed(dy, dcs, y, cs, h0, c0, q, row, before, edge, u, H, live, CELL: tl.co
     return of_y, of_cs, previous, after
 
 
-@triton.jit(do_not_specialize=["tile", "T", "B", "S", "D", "len_s", "len_b", "rst_t", "rst_b", "rst_s"])
+@triton.jit(do_not_specialize=["tile", "T", "B", "S", "blocks", "D", "len_s", "len_b", "rst_t", "rst_b", "rst_s"])
 def backward_grid(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, lengths, reset, offsets,
-                  dgates_x, dh0, dc0, dq, barrier, tile, T, B, S, H, D, len_s, len_b, rst_t, rst_b, rst_s,
+                  dgates_x, dh0, dc0, dq, barrier, tile, T, B, S, blocks, D, len_s, len_b, rst_t, rst_b, rst_s,
                   CELL: tl.constexpr, G: tl.constexpr, Z: tl.constexpr, AT: tl.constexpr, PRECISION: tl.constexpr,
                   UNITS: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr, K_SPLIT: tl.constexpr,
-                  CHUNKS: tl.constexpr):  # fmt: skip
+                  BLOCK: tl.constexpr, CHUNKS: tl.constexpr):  # fmt: skip
     """All steps of a tile of rows, `tile` and on, for one tile of units; CHUNKS * K_SPLIT * INNER >= H."""
+    H = blocks * BLOCK  # so that the compiler knows what divides it
     b = (tile + tl.program_id(0)) * ROWS + tl.arange(0, ROWS)[None, :]
     s = tl.program_id(1)
     u = tl.program_id(2) * UNITS + tl.arange(0, UNITS)[:, None]

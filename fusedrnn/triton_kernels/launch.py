@@ -5,6 +5,7 @@ Whoever calls has checked the arguments; their shapes are those of fusedrnn/refe
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import backward, forward, grid
-from .config import GATES, GRU, KEPT, LSTM, Plan
+from .config import GATES, GRU, KEPT, LSTM, REGISTERS, Plan
 
 Outputs = tuple[Tensor, ...]
 
@@ -84,10 +85,13 @@ def scan_backward(
 def _run(
     kernels: Any, name: str, pointers: Any, sizes: tuple[int, ...], cell: int, turns: int, how: Plan, like: Tensor
 ) -> None:
-    _, B, S, H = sizes[:4]
+    T, B, S, H, *strides = sizes
+    block = math.gcd(H, 16)
+    sizes = (T, B, S, H // block, *strides)
     wide = like.dtype == torch.float64
     common = {
         "CELL": cell,
+        "BLOCK": block,
         "G": GATES[cell],
         "Z": KEPT[cell],
         "AT": tl.float64 if wide else tl.float32,
@@ -96,13 +100,14 @@ def _run(
         "ROWS": how.rows,
         "STAGES": how.stages,
         "num_warps": how.warps,
+        "maxnreg": REGISTERS,
     }
     tiles = triton.cdiv(B, how.rows)
     if how.regime == "resident":
         getattr(kernels, f"{name}_resident")[tiles, S](*pointers, *sizes, **common)
         return
     if how.regime == "grid":
-        _run_grid(name, pointers, sizes, how, like, common)
+        _run_grid(name, pointers, sizes, H, how, like, common)
         return
     carry = like.new_empty(S, B, H, dtype=torch.float64 if wide else torch.float32) if cell in (GRU, LSTM) else None
     common |= {"INNER": how.inner, "STREAMED": how.regime == "streamed"}
@@ -116,10 +121,10 @@ def _run(
 
 
 def _run_grid(
-    name: str, pointers: Any, sizes: tuple[int, ...], how: Plan, like: Tensor, common: dict[str, Any]
+    name: str, pointers: Any, sizes: tuple[int, ...], H: int, how: Plan, like: Tensor, common: dict[str, Any]
 ) -> None:
     """As many tiles of rows a launch as are resident at once."""
-    _, B, S, H = sizes[:4]
+    _, B, S = sizes[:3]
     kernel = getattr(grid, f"{name}_grid")
     common = common | {"INNER": how.inner, "K_SPLIT": how.k_split, "CHUNKS": triton.cdiv(H, how.inner * how.k_split)}
     del common["STAGES"]
