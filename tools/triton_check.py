@@ -139,7 +139,7 @@ def compile_job(job: Job) -> Report:
             aligned[(i,)] = [["tt.divisibility", 16]]
     fixed = {(function.arg_names.index(key),): value for key, value in constants.items()}
     source = ASTSource(fn=function, signature=signature, constexprs=fixed, attrs=aligned)
-    options = {"num_warps": how.warps, "num_stages": how.stages, "maxnreg": config.REGISTERS}
+    options = {"num_warps": how.warps, "num_stages": how.stages, "maxnreg": how.registers}
     kernel = triton.compile(source, target=GPUTarget("cuda", job.sm, 32), options=options)
     return _read(kernel, Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")
 

@@ -22,8 +22,9 @@ REGIMES = ("", "resident", "streamed", "grid", "step")
 """At the index of its code in the ops' `route`; "": whichever is estimated fastest."""
 
 REGISTERS = 254
-"""Of a thread, asked for. Unasked, and asked for 255, ptxas may spill to make room for a second program on an SM, for
-which there is no shared memory."""
+"""Of a thread, asked for: else ptxas may spill some to make room for a second program on an SM, for which there is no
+shared memory. In some LSTM and some wide backward kernels it then fills them all and spills; left alone it does not."""
+
 SMALL_SMEM_BYTES = 101376
 """Of sm_86, sm_89 and sm_120."""
 
@@ -47,6 +48,7 @@ class Plan:
         rows: batch rows a program.
         units: hidden units of a tile; resident: all of them, up to the next power of two.
         warps: of a program.
+        registers: of a thread, None: as ptxas likes.
         stages: of Triton's software pipeline, in the loop over `inner`.
         inner: units of the previous step that are multiplied at once; grid: by each of the `k_split` parts.
         k_split: grid: parts of the product, one a warp.
@@ -58,6 +60,7 @@ class Plan:
     rows: int = 16
     units: int = 64
     warps: int = 4
+    registers: int | None = REGISTERS
     stages: int = 1
     inner: int = 64
     k_split: int = 1
@@ -70,23 +73,22 @@ class Plan:
 
 
 # Most units, rounded up to a power of two, whose W_hh stays on chip; by the kind of product, for GRU, LSTM and RNN.
-# Limited by shared memory, but for tf32x3 and fp64, where registers spill above.
+# Limited by shared memory, but for tf32x3, where registers spill above. In float64 they spill at once.
 RESIDENT = {
     "half": {90: (128, 128, 256), 80: (128, 128, 256), 89: (64, 64, 128)},
     "tf32": {90: (128, 64, 128), 80: (64, 32, 64), 89: (64, 32, 64)},
-    "tf32x3": {90: (64, 64, 128), 80: (64, 32, 64), 89: (32, 32, 64)},
-    "fp64": {90: (32, 32, 32), 80: (32, 32, 32), 89: (32, 32, 32)},
+    "tf32x3": {90: (64, 64, 128), 80: (32, 32, 64), 89: (32, 32, 64)},
 }
 # Most units whose W_hh stays on chip when programs of 16 units hold it; shared memory or registers limit them.
 GRID = {
-    "half": {90: (2048, 1024, 2048), 80: (1024, 1024, 2048), 89: (768, 512, 2048)},
-    "tf32": {90: (1024, 768, 1024), 80: (768, 512, 1024), 89: (384, 256, 1024)},
-    "tf32x3": {90: (512, 256, 1024), 80: (256, 256, 512), 89: (256, 128, 512)},
+    "half": {90: (1536, 1024, 2048), 80: (1024, 1024, 2048), 89: (768, 512, 2048)},
+    "tf32": {90: (512, 512, 1024), 80: (512, 512, 1024), 89: (384, 256, 1024)},
+    "tf32x3": {90: (256, 0, 768), 80: (256, 0, 512), 89: (256, 0, 512)},
 }
-
 WIDTHS = (256, 384, 512, 768, 1024, 1536, 2048)
 """What the grid rounds H up to: each is a kernel of its own."""
-
+SPILLS = {("half", LSTM, 768), ("tf32", LSTM, 384)}
+"""Widths at which one pass spills a few registers: the next one is taken."""
 # For the choice between regimes, in microseconds. Assumptions, not measurements.
 LAUNCH_US = 30.0  # by Triton's launcher, in Python
 GRID_STEP_US = 3.0  # barrier, and the way through L2
@@ -116,7 +118,7 @@ def plan(
         H: hidden units.
         dtype: fp16, bf16, fp32 or fp64.
         precision: of products: tf32 or tf32x3 for fp32, else ieee.
-        backward: which pass; both have the same limits, so that a call has one regime.
+        backward: which pass; both have the same limits, so that a call is of one regime.
         device: the GPU.
         regime: one of `REGIMES`.
         masked: whether rows have lengths or resets; the limits hold with and without.
@@ -129,7 +131,7 @@ def plan(
     if regime in ("", "resident"):
         refusal = _not_resident(cell, H, kind, device)
         if refusal is None:
-            return _resident(cell, H, kind, precision)
+            return _resident(cell, H, kind, precision, device)
         if regime:
             raise ValueError(refusal)
     if regime in ("", "grid"):
@@ -137,7 +139,7 @@ def plan(
         if regime and refusal is not None:
             raise ValueError(refusal)
         if refusal is None:
-            chosen = _grid(B, S, H, kind, precision, device)
+            chosen = _grid(cell, B, S, H, kind, precision, backward, device)
             if regime:
                 return chosen
             launches = ceil(ceil(B / chosen.rows) / chosen.tiles)
@@ -175,10 +177,13 @@ def _not_resident(cell: int, H: int, kind: str, device: Device) -> str | None:
     )
 
 
-def _resident(cell: int, H: int, kind: str, precision: str) -> Plan:
+def _resident(cell: int, H: int, kind: str, precision: str, device: Device) -> Plan:
     units = _padded(H)
+    if kind == "tf32x3":  # narrower LSTM tiles spill
+        units = max(units, min(64, _limit(RESIDENT, cell, kind, device)))
     wide = units > 64 or kind == "tf32x3"
-    return Plan("resident", precision, units=units, warps=8 if wide else 4)
+    registers = None if kind == "tf32" and cell == LSTM else REGISTERS
+    return Plan("resident", precision, units=units, warps=8 if wide else 4, registers=registers)
 
 
 def _not_in_grid(cell: int, S: int, H: int, kind: str, device: Device) -> str | None:
@@ -197,12 +202,15 @@ def _not_in_grid(cell: int, S: int, H: int, kind: str, device: Device) -> str | 
     return None
 
 
-def _grid(B: int, S: int, H: int, kind: str, precision: str, device: Device) -> Plan:
-    k_split, whole = 8, next(width for width in WIDTHS if width >= H)
+def _grid(cell: int, B: int, S: int, H: int, kind: str, precision: str, backward: bool, device: Device) -> Plan:
+    k_split = 8
+    width = next(width for width in WIDTHS if width >= H and (kind, min(cell, TANH), width) not in SPILLS)
     # as much at once as leaves no part empty and takes 16 KB, or 32 KB in float32
-    inner = next(inner for inner in (64, 32, 16) if whole % (inner * k_split) == 0)
+    inner = next(inner for inner in (64, 32, 16) if width % (inner * k_split) == 0)
     tiles = min(ceil(B / 16), device.sms // (S * ceil(H / 16)))
-    return Plan("grid", precision, units=16, warps=8, inner=inner, k_split=k_split, tiles=tiles)
+    fills = (kind == "half" and width >= 1024 and device.sm == 90) or (kind == "tf32" and cell == LSTM)
+    registers = None if backward and fills else REGISTERS
+    return Plan("grid", precision, units=16, warps=8, registers=registers, inner=inner, k_split=k_split, tiles=tiles)
 
 
 def _tiled(kind: str, precision: str, regime: str) -> Plan:

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import backward, forward, grid
-from .config import GATES, GRU, KEPT, LSTM, REGISTERS, Plan
+from .config import GATES, GRU, KEPT, LSTM, Plan
 
 Outputs = tuple[Tensor, ...]
 
@@ -100,7 +100,7 @@ def _run(
         "ROWS": how.rows,
         "STAGES": how.stages,
         "num_warps": how.warps,
-        "maxnreg": REGISTERS,
+        "maxnreg": how.registers,
     }
     tiles = triton.cdiv(B, how.rows)
     if how.regime == "resident":
