@@ -108,10 +108,9 @@ def draw(case: Case, dtype: torch.dtype) -> Problem:
     several = 1 if case.shared or case.packed else S
     lengths = reset = offsets = None
     if case.lengths or case.packed:
-        # one full row and an empty one; below 0 means 0, above T means T
-        lengths = torch.randint(-1, T + 3, (several, B), generator=generator)
-        lengths[-1, -1] = 0
-        lengths[0, 0] = T
+        # below 0 means 0, above T means T
+        lengths = torch.randint(1, T + 1, (several, B), generator=generator)
+        lengths[0, -1], lengths[-1, 0], lengths[-1, -1], lengths[0, 0] = -1, T + 1, 0, T
         if case.packed:
             lengths = lengths.clamp(1, T).sort(descending=True).values
             offsets = torch.tensor([0, *((lengths[0] > t).sum() for t in range(T - 1))]).cumsum(0)

@@ -174,6 +174,23 @@ def test_cuda_mutations_find_their_places(tmp_path: Path) -> None:
         assert any(fault.named(what, text) for fault in faults), f"{what}: {text}"
 
 
+def test_triton_mutations_find_their_places() -> None:
+    """Each fault still fits the kernels, and every barrier is left out in turn."""
+    spec = importlib.util.spec_from_file_location("triton_faults", ROOT / "tools" / "triton_faults.py")
+    assert spec is not None
+    assert spec.loader is not None
+    faults_of = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(faults_of)
+    texts = {path.stem: path.read_text() for path in (ROOT / "fusedrnn/triton_kernels").glob("*.py")}
+    names = [f"{fault.where}: {fault.what}" for fault in faults_of.FAULTS]
+    assert len(names) == len(set(names)) > 100
+    for fault in faults_of.FAULTS:
+        text = texts[fault.where.partition(".")[0]]
+        assert fault.made(text) != text
+    barriers = sum(text.count("tl.debug_barrier()") for text in texts.values())
+    assert barriers == sum(fault.old.startswith("tl.debug_barrier()") for fault in faults_of.FAULTS) > 0
+
+
 def test_files_are_short() -> None:
     """A longer file says why near its head: `Over 400 lines: ...`."""
     for path in texts():

@@ -52,7 +52,7 @@ def runs() -> list[Run]:
     """What finds the faults, the quick and telling first."""
     from recurrence_check import SECOND_ORDER, Case
 
-    from fusedrnn.spec import GRU, LSTM, RNN_RELU
+    from fusedrnn.spec import GRU, LSTM, RNN_RELU, RNN_TANH
 
     masks: dict[str, Any] = {"lengths": True, "reset": True, "upstream": SECOND_ORDER}
     bare: dict[str, Any] = {"states": "", "bias": False}
@@ -65,14 +65,17 @@ def runs() -> list[Run]:
             ("resident", Case(cell, 2, 1, 5, 2, lengths=True)),
             ("resident", Case(cell, 2, 18, 5, **bare)),
             ("streamed", Case(cell, 2, 2, 20, **masks)),
+            ("streamed", Case(cell, 2, 2, 5)),
             ("streamed", Case(cell, 2, 4, 5, 2, packed=True, **bare)),
             ("step", Case(cell, 2, 2, 20, lengths=True)),
         )
         found += [Run(case, regime, backward) for regime, case in cases for backward in (False, True)]
-    found += [Run(Case(RNN_RELU, 3, 3, 5, 2, **masks), "resident", backward) for backward in (False, True)]
+    for cell, regime in ((RNN_TANH, "resident"), (RNN_RELU, "resident"), (RNN_TANH, "streamed")):
+        found += [Run(Case(cell, 3, 3, 5, 2, **masks), regime, backward) for backward in (False, True)]
     found += [Run(Case(GRU, 3, 2, 5), "resident", backward, "bf16") for backward in (False, True)]
     waiting = [
-        *(Case(cell, 3, 2, 20, 2, **masks) for cell in (GRU, LSTM)),
+        *(Case(cell, 3, 3, 20, 2, **masks) for cell in (GRU, LSTM)),
+        *(Case(cell, 1, 2, 20) for cell in (GRU, LSTM)),
         *(Case(cell, 2, 1, 20, 2, lengths=True) for cell in (GRU, LSTM)),
         Case(GRU, 2, 40, 5, **bare),
     ]

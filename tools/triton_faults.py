@@ -166,8 +166,8 @@ FAULTS = (
     Fault(
         "a reset does not cut dc",
         BACK_TILED,
-        "dc += tl.load(carry + edge + u, mask=linked",
-        "dc += tl.load(carry + edge + u, mask=(q + 1 < n)",
+        "dc = tl.load(carry + edge + u, mask=linked",
+        "dc = tl.load(carry + edge + u, mask=(q + 1 < n)",
     ),
     Fault("dhn enters at the last step of all", BACK_TILED, "(q == n - 1)", "(q + n * 0 == T - 1)"),
     Fault("dhn enters where there is a step only", BACK_TILED, "(q == n - 1)", "(q == n - 1) & (n > 0)"),
@@ -215,7 +215,7 @@ FAULTS = (
     Fault("dhn enters at the last step of all", BACK_GRID, "(q == n - 1)", "(q + n * 0 == T - 1)"),
     Fault("a reset does not cut dh", BACK_GRID, "linked = linked & (cut == 0)", "linked = linked"),
     Fault("GRU: the direct half of dh is not cut", BACK_GRID, "dh += tl.where(linked, passed, 0.0)", "dh += passed"),
-    Fault("a reset does not cut dc", BACK_GRID, "dc += tl.where(linked, passed, 0.0)", "dc += passed"),
+    Fault("a reset does not cut dc", BACK_GRID, "dc = tl.where(linked, passed, 0.0)", "dc = passed"),
     Fault(
         "a reset does not cut the state before",
         BACK_GRID,

@@ -66,7 +66,7 @@ def backward_resident(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, length
         q = steps - 1 - i
         live = (q < n) & (u < H)
         row = row_at(q, first, reverse, offsets, b, s, T, B, S)
-        kept = load_tiles(gates, row, u, H, live, Z, AT) if Z > 0 else ()
+        kept = load_tiles(gates, row, u, H, live, Z, AT)
         dkept = None
         if dgates is not None:
             dkept = load_tiles(dgates, row, u, H, live, Z, AT)
@@ -161,11 +161,11 @@ def backward_tiled(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, lengths, 
             if CELL == 0:
                 dh += tl.load(carry + edge + u, mask=linked & (u < H), other=0.0)
             if CELL == 1:
-                dc += tl.load(carry + edge + u, mask=linked & (u < H), other=0.0)
+                dc = tl.load(carry + edge + u, mask=linked & (u < H), other=0.0)
                 dc += load_state(dcn, edge + u, ends, AT)
             if q >= 0:
                 live = (q < n) & (u < H)
-                kept = load_tiles(gates, row, u, H, live, Z, AT) if Z > 0 else ()
+                kept = load_tiles(gates, row, u, H, live, Z, AT)
                 dkept = None
                 if dgates is not None:
                     dkept = load_tiles(dgates, row, u, H, live, Z, AT)

@@ -183,7 +183,7 @@ def backward_grid(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, lengths, r
         if CELL == 0:
             dh += tl.where(linked, passed, 0.0)
         if CELL == 1:
-            dc += tl.where(linked, passed, 0.0) + load_state(dcn, edge + u, ends, AT)
+            dc = tl.where(linked, passed, 0.0) + load_state(dcn, edge + u, ends, AT)
         if q >= 0:
             linked = q < n
             if reset is not None:

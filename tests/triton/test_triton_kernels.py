@@ -14,6 +14,7 @@ from kernels import backward, check, forward, small
 from recurrence_check import SECOND_ORDER, Case, draw
 from torch import Tensor
 
+from fusedrnn import reference
 from fusedrnn.spec import GRU, LSTM, RNN_TANH, CellSpec
 from fusedrnn.triton_kernels import launch
 
@@ -69,6 +70,16 @@ def test_no_row_has_a_step(cell: CellSpec, regime: str) -> None:
     assert torch.equal(hn, h0)
     assert torch.equal(dh0, dhn)
     assert cell is not LSTM or (torch.equal(cn, c0) and torch.equal(dc0, dcn))
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")
+@pytest.mark.parametrize("regime", ["resident", "streamed"])
+def test_a_nan_stays_in_its_row_and_large_numbers_saturate(cell: CellSpec, regime: str) -> None:
+    gates_x, *rest = draw(Case(cell, 3, 3, 5), torch.float64).given
+    gates_x[1, 0], gates_x[:, 1] = float("nan"), 1e4 * gates_x[:, 1]
+    found = launch.scan(gates_x, *rest, None, None, None, cell.code, 1, True, small(regime, 5))
+    assert found[0][:, 1:].isfinite().all()
+    assert_same(found, reference.scan(gates_x, *rest, None, None, cell, 1))
 
 
 @regimes
