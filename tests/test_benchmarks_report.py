@@ -15,7 +15,7 @@ from benchmarks import __main__ as command
 from benchmarks import cases, data, plots, record, report
 from benchmarks.cases import Case
 from benchmarks.record import Row, measured, read_rows, remark
-from benchmarks.studies import STUDIES, base, claims, kernels, text
+from benchmarks.studies import STUDIES, base, claims, gradients, kernels, text
 
 SMALL = Case("gru", 6, 3, 4, 5)
 
@@ -226,6 +226,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(
         data, "grammar_corpus", lambda: data.Corpus("grammar", 2, data.grammar(256, 0), data.grammar(64, 1))
     )
+    monkeypatch.setattr(gradients, "NORMS", (0.5,))
     monkeypatch.setattr(text, "SERIES_TEST", 32)
     monkeypatch.setattr(text, "SERIES_TRAIN", 32)
     monkeypatch.setattr(data, "bayes_accuracy", lambda: 0.98)
@@ -238,7 +239,7 @@ def tiny(monkeypatch):
 def test_study_quick(tmp_path, capsys, tiny):
     assert command.main(["study", "--quick", "--budget", "1", "--out", str(tmp_path)]) == 0
     rows = read_rows(tmp_path / "rows.csv")
-    assert {row.study for row in rows} == {"kernels", "text"}
+    assert {row.study for row in rows} == set(STUDIES)
     assert not [row for row in rows if row.metric == "failed"]
     assert {"speedup", "bytes_kept", "epoch_time", "accuracy", "accuracy_at_gap"} <= {row.metric for row in rows}
     assert "## Verdicts" in (tmp_path / "report.md").read_text()

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..cases import DTYPES, MODES, Case
-from ..measure import Clock, alternate, compare, kept_bytes, ratios
+from ..measure import Clock, alternate, compare, device_clock, kept_bytes, ratios
 from ..providers import NN, Call, Inputs, Provider, fused, fused_module, twin
 from ..providers import inputs as host_inputs
 from .cases import core, grid
@@ -62,17 +62,6 @@ class Bench:
     graphs: bool = True
     ours: Provider = OURS
     extra: Sequence[Provider] = EXTRA
-
-
-def device_clock(call: Callable[[], object], count: int) -> float:
-    """Seconds a call on the current stream, by events."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    for _ in range(count):
-        call()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3 / count
 
 
 def gpu() -> Bench:

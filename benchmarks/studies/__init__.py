@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 from ..record import Row
-from . import kernels, text
+from . import gradients, kernels, text
 from .base import Context, Section, Verdict
 
 
@@ -17,11 +18,18 @@ class Study:
     section: Callable[[Sequence[Row]], Section]
     verdicts: Callable[[Sequence[Row]], list[Verdict]]
     seconds: dict[str, float]  # budget by effort
+    devices: tuple[str, ...] = ("cpu",)
 
 
-STUDIES = {
-    "kernels": Study(
-        "kernels", kernels.run, kernels.section, kernels.verdicts, {"quick": 10, "default": 125, "full": 900}
-    ),
-    "text": Study("text", text.run, text.section, text.verdicts, {"quick": 10, "default": 160, "full": 1800}),
-}
+def _study(module: ModuleType, quick: float, default: float, full: float) -> Study:
+    seconds = {"quick": quick, "default": default, "full": full}
+    devices = getattr(module, "DEVICES", ("cpu",))
+    return Study(module.STUDY, module.run, module.section, module.verdicts, seconds, devices)
+
+
+_ALL = (
+    _study(kernels, 10, 125, 900),
+    _study(text, 10, 160, 1800),
+    _study(gradients, 3, 8, 60),
+)
+STUDIES = {study.name: study for study in _ALL}

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from ..measure import interval95, quartiles
 from ..record import Row
-from .base import CONFIRMED, DEPENDS, REFUTED, UNDECIDED, Verdict, select
+from .base import CONFIRMED, COUNT_TOLERANCE, DEPENDS, REFUTED, UNDECIDED, Finding, Verdict, judge, select
 
 FASTER_BY_A_FIFTH = 0.80  # "20 to 25 % faster": time at most this share
 DOUBLE = (1.8, 2.2)
-COUNT_TOLERANCE = 0.02  # a quoted count holds within 2 %
 FAR, NEAR = (6, 8, 12), (0, 1)  # words between: beyond, and well within, the widest window of 5
 SAME_LOSS = 1e-3  # the losses of the first ten steps agree to this share
 TELLS = 0.9  # accuracy from which a model is said to tell the cases apart
@@ -19,23 +17,6 @@ SEEDS_FOR_INTERVAL = 3
 EPOCHS_TO_JUDGE = 5  # an accuracy after fewer decides nothing
 ENDED = "ended early: nothing left to learn"  # unless the run says so
 PROVIDERS = (("fusedrnn", "fused"), ("nn", "torch's"))
-
-
-class Finding(NamedTuple):
-    """One part of a claim: how it came out, what was measured, and why."""
-
-    verdict: str
-    measured: str
-    why: str = ""
-
-
-def judge(claim: str, findings: Sequence[Finding]) -> Verdict:
-    """All parts alike: their verdict. Parts that contradict one another: it depends. Else too little is decided."""
-    kinds = {finding.verdict for finding in findings}
-    mixed = DEPENDS in kinds or {CONFIRMED, REFUTED} <= kinds
-    verdict = DEPENDS if mixed else UNDECIDED if UNDECIDED in kinds else kinds.pop()
-    why = "; ".join(f"{finding.why or finding.measured}: {finding.verdict}" for finding in findings)
-    return Verdict(claim, "; ".join(dict.fromkeys(finding.measured for finding in findings)), verdict, why)
 
 
 def times(rows: Sequence[Row], case: str, provider: str) -> dict[tuple[int, int], float]:
