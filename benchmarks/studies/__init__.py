@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from ..record import Row
-from . import gradients, kernels, text
+from . import checkpointing, gradients, kernels, text
 from .base import Context, Section, Verdict
 
 
@@ -28,8 +28,9 @@ def _study(module: ModuleType, quick: float, default: float, full: float) -> Stu
 
 
 _ALL = (
-    _study(kernels, 10, 125, 900),
-    _study(text, 10, 160, 1800),
+    _study(kernels, 10, 105, 900),
+    _study(text, 10, 140, 1800),
     _study(gradients, 3, 8, 60),
+    _study(checkpointing, 3, 45, 400),
 )
 STUDIES = {study.name: study for study in _ALL}
