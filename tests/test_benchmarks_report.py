@@ -15,7 +15,7 @@ from benchmarks import __main__ as command
 from benchmarks import cases, data, plots, record, report
 from benchmarks.cases import Case
 from benchmarks.record import Row, measured, read_rows, remark
-from benchmarks.studies import STUDIES, base, claims, gradients, kernels, text
+from benchmarks.studies import STUDIES, base, cells, claims, gradients, kernels
 
 SMALL = Case("gru", 6, 3, 4, 5)
 
@@ -221,14 +221,14 @@ def tiny(monkeypatch):
     """Studies that end at once: one case, a handful of sentences; on one thread, which waits for no other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(text, "SERIES_HIDDEN", 8)
+    monkeypatch.setattr(cells, "HIDDEN", 8)
     monkeypatch.setattr(kernels, "kernel_grid", lambda effort: [SMALL])
     monkeypatch.setattr(
         data, "grammar_corpus", lambda: data.Corpus("grammar", 2, data.grammar(256, 0), data.grammar(64, 1))
     )
     monkeypatch.setattr(gradients, "NORMS", (0.5,))
-    monkeypatch.setattr(text, "SERIES_TEST", 32)
-    monkeypatch.setattr(text, "SERIES_TRAIN", 32)
+    monkeypatch.setattr(cells, "FRESH", 64)
+    monkeypatch.setattr(cells, "SERIES", 40)
     monkeypatch.setattr(data, "bayes_accuracy", lambda: 0.98)
     monkeypatch.setattr(plots, "available", lambda: False)
     yield

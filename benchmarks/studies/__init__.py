@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from ..record import Row
-from . import checkpointing, gradients, kernels, text
+from . import cells, checkpointing, gradients, kernels, text
 from .base import Context, Section, Verdict
 
 
@@ -29,7 +29,8 @@ def _study(module: ModuleType, quick: float, default: float, full: float) -> Stu
 
 _ALL = (
     _study(kernels, 10, 105, 900),
-    _study(text, 10, 140, 1800),
+    _study(text, 10, 85, 1800),
+    _study(cells, 6, 65, 600),
     _study(gradients, 3, 8, 60),
     _study(checkpointing, 3, 45, 400),
 )
