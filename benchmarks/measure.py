@@ -212,18 +212,23 @@ def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> list[flo
 
 
 @functools.cache
-def ceilings(threads: int) -> tuple[float, float]:
-    """This machine's best float32 matrix product (FLOP/s) and copy (bytes/s, read and written) on so many threads."""
-    with on_threads(threads):
-        a, b, c = (torch.ones(1024, 1024) for _ in range(3))
-        source, target = torch.ones(1 << 24), torch.empty(1 << 24)
-        product = min(_seconds(lambda: torch.mm(a, b, out=c)) for _ in range(30))
-        copying = min(_seconds(lambda: target.copy_(source)) for _ in range(8))
-        return 2 * 1024**3 / product, 2 * source.nbytes / copying
+def ceilings(threads: int, device: str = "cpu") -> tuple[float, float]:
+    """This machine's best float32 matrix product (FLOP/s) and copy (bytes/s, read and written) on so many threads.
 
-
-def _seconds(call: Callable[[], object]) -> float:
-    return wall(call, 1)
+    A GPU multiplies as its recurrent layers may: in TF32, unless that is switched off for them.
+    """
+    size, words, clock = (1024, 1 << 24, wall) if device == "cpu" else (4096, 1 << 27, device_clock)
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        with on_threads(threads):
+            a, b, c = (torch.ones(size, size, device=device) for _ in range(3))
+            source, target = torch.ones(words, device=device), torch.empty(words, device=device)
+            product = min(clock(lambda: torch.mm(a, b, out=c), 1) for _ in range(30))
+            copying = min(clock(lambda: target.copy_(source), 1) for _ in range(8))
+            return 2 * size**3 / product, 2 * source.nbytes / copying
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def kept_bytes(call: Call) -> int:

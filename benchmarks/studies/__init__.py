@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from ..record import Row
-from . import cells, checkpointing, gradients, kernels, text
+from . import cells, checkpointing, gradients, kernels, recurrence, text
 from .base import Context, Section, Verdict
 
 
@@ -28,10 +28,11 @@ def _study(module: ModuleType, quick: float, default: float, full: float) -> Stu
 
 
 _ALL = (
-    _study(kernels, 10, 105, 900),
+    _study(kernels, 10, 75, 900),
     _study(text, 10, 85, 1800),
     _study(cells, 6, 65, 600),
     _study(gradients, 3, 8, 60),
-    _study(checkpointing, 3, 45, 400),
+    _study(checkpointing, 3, 40, 400),
+    _study(recurrence, 3, 25, 300),
 )
 STUDIES = {study.name: study for study in _ALL}
