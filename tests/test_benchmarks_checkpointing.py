@@ -50,7 +50,7 @@ def _rows(
     rows = [Row("checkpointing", SMALL.name, metric, "bytes", value, provider=name) for name, value in mib.items()]
     for unit, value in ((NN.name, time), (FUSED_RECOMPUTE.name, beside_time)):
         values = (value, 0.98 * value, 1.02 * value)
-        rows.append(Row("checkpointing", SMALL.name, "time_ratio", f"{TIME_SEGMENTS}/{unit}", *values))
+        rows.append(Row("checkpointing", SMALL.name, "time_ratio", f"{TIME_SEGMENTS}/{unit}", *values, n=5))
     return rows
 
 

@@ -58,7 +58,7 @@ def _rows(longest: float, phrase: float, share: float, degree: int | None = None
             for mode in MODES:
                 unit, values = f"{provider}/{CONV}", (ratio, 0.98 * ratio, 1.02 * ratio)
                 rows.append(
-                    Row("recurrence", case.name, "time_ratio", unit, *values, provider=provider, mode=mode, **where)
+                    Row("recurrence", case.name, "time_ratio", unit, *values, 5, provider=provider, mode=mode, **where)
                 )
         rows.append(Row("recurrence", case.name, "flops", "FLOP/s", share * 1e11, provider=CONV, mode="infer", **where))
         degrees = {"nn": degree or case.B * case.H, CONV: case.B * case.H * T}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from ..record import Row
-from . import cells, checkpointing, gradients, kernels, recurrence, text
+from . import cells, checkpointing, flatten_parameters, gradients, kernels, recurrence, text
 from .base import Context, Section, Verdict
 
 
@@ -34,5 +34,6 @@ _ALL = (
     _study(gradients, 3, 8, 60),
     _study(checkpointing, 3, 40, 400),
     _study(recurrence, 3, 25, 300),
+    _study(flatten_parameters, 3, 10, 60),
 )
 STUDIES = {study.name: study for study in _ALL}

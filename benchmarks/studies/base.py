@@ -13,6 +13,7 @@ from ..progress import Progress
 from ..record import Recorder, Row, remark
 
 CONFIRMED, REFUTED, DEPENDS, UNDECIDED = "confirmed", "refuted", "depends", "undecided"
+FEWEST_PAIRS = 3  # of calls that took turns; a ratio of fewer decides nothing
 COUNT_TOLERANCE = 0.02  # a quoted count holds within 2 %
 
 
@@ -127,6 +128,11 @@ def select(rows: Sequence[Row], **wanted: object) -> list[Row]:
             for name, value in wanted.items()
         )
     ]
+
+
+def decisive(rows: Sequence[Row]) -> list[Row]:
+    """Without the ratios of too few pairs."""
+    return [row for row in rows if row.metric != "time_ratio" or row.n >= FEWEST_PAIRS]
 
 
 def remarks(rows: Sequence[Row], study: str) -> list[Text | Table | Figure]:

@@ -38,6 +38,7 @@ from .base import (
     Table,
     Text,
     Verdict,
+    decisive,
     judge,
     remarks,
     select,
@@ -135,7 +136,7 @@ def _memory(rows: Sequence[Row], case: str) -> tuple[dict[str, float], str]:
 
 
 def verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    own = select(rows, study=STUDY)
+    own = decisive(select(rows, study=STUDY))
     cases = list(dict.fromkeys(row.case for row in select(own, metric="time_ratio")))
     claim = "5. cuDNN GRU with torch.utils.checkpoint over time segments trades speed for memory well."
     if any(row.isa and not row.cpu.startswith("NVIDIA") for row in own):

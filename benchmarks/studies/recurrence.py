@@ -37,6 +37,7 @@ from .base import (
     Table,
     Text,
     Verdict,
+    decisive,
     judge,
     remarks,
     select,
@@ -191,7 +192,7 @@ def operations(call: Call) -> int:
 
 
 def verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    own = select(rows, study=STUDY)
+    own = decisive(select(rows, study=STUDY))
     widths = list(dict.fromkeys(row.H for row in select(own, metric="time_ratio")))
     nothing = [Finding(UNDECIDED, "not measured")]
     claim = (
