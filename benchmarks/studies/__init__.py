@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from ..record import Row
-from . import cells, checkpointing, flatten_parameters, gradients, kernels, recurrence, text
+from . import cells, checkpointing, flatten_parameters, gradients, kernels, recurrence, serving, text
 from .base import Context, Section, Verdict
 
 
@@ -28,12 +28,13 @@ def _study(module: ModuleType, quick: float, default: float, full: float) -> Stu
 
 
 _ALL = (
-    _study(kernels, 10, 75, 900),
-    _study(text, 10, 85, 1800),
-    _study(cells, 6, 65, 600),
+    _study(kernels, 10, 60, 700),
+    _study(text, 10, 70, 1500),
+    _study(cells, 6, 60, 500),
     _study(gradients, 3, 8, 60),
-    _study(checkpointing, 3, 40, 400),
-    _study(recurrence, 3, 25, 300),
+    _study(checkpointing, 3, 35, 400),
+    _study(recurrence, 3, 20, 250),
     _study(flatten_parameters, 3, 10, 60),
+    _study(serving, 5, 35, 130),
 )
 STUDIES = {study.name: study for study in _ALL}
