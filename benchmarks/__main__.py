@@ -34,20 +34,30 @@ def run_study(options: argparse.Namespace) -> int:
         raise DataError(f"unknown study {', '.join(unknown)}; there are {', '.join(STUDIES)}")
     if "text" in names:
         _check_data(options)
+    if elsewhere := [name for name in names if options.device not in STUDIES[name].devices]:
+        raise DataError(
+            f"{', '.join(elsewhere)} runs on no {options.device}: name those that do, or leave out --device"
+        )
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise DataError("torch sees no GPU here")
     seconds = {name: options.budget or STUDIES[name].seconds[options.effort] for name in names}
     progress = Progress(sum(seconds.values()))
     interrupted = False
-    with Recorder(options.out / "rows.csv") as recorder:
+    machine = torch.cuda.get_device_name() if options.device == "cuda" else ""
+    with Recorder(options.rows or options.out / "rows.csv", machine=machine) as recorder:
         facts = environment()
-        write_whole(options.out / "env.json", environment_json(effort=options.effort, budget_s=seconds))
+        if not options.rows:
+            write_whole(options.out / "env.json", environment_json(effort=options.effort, budget_s=seconds))
         try:
             for name in names:
-                context = Context(
-                    recorder, progress, Budget(seconds[name]), options.effort, options.data, options.embeddings
-                )
+                files = (options.data, options.embeddings)
+                context = Context(recorder, progress, Budget(seconds[name]), options.effort, *files, options.device)
                 STUDIES[name].run(context)
         except KeyboardInterrupt:
             interrupted = True
+        if options.rows:
+            progress.close()
+            return INTERRUPTED if interrupted else 0
         progress.show("report")
         page = report.write(options.out, recorder.rows, facts, interrupted=interrupted)
     progress.close()

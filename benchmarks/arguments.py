@@ -48,6 +48,8 @@ def parser() -> argparse.ArgumentParser:
         const="full",
         help="larger grids, more epochs and seeds; up to an hour",
     )
+    study.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: %(default)s)")
+    study.add_argument("--rows", type=Path, metavar="FILE", help="write the rows alone, there, and no report")
     study.add_argument("--budget", type=_seconds, metavar="S", help="seconds a study, instead of its own")
     study.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of the results (default: %(default)s)")
 

@@ -282,11 +282,23 @@ def series(per_class: int, seed: int) -> tuple[Tensor, Tensor]:
     return x[order], labels[order]
 
 
-def bayes_accuracy(draws: int = 200_000, seed: int = 0) -> float:
-    """What the best possible classifier of the series reaches: the likelihood ratio, on fresh draws."""
-    x, labels = series(draws // 2, seed)
-    x = x[..., 0].double()
-    likelihood = [
-        (-0.5 * ((x - mean) / sd) ** 2 - math.log(sd)).sum(1) for mean, sd in zip(SERIES_MEAN, SERIES_SD, strict=True)
-    ]
-    return ((likelihood[1] > likelihood[0]) == labels.bool()).double().mean().item()
+def bayes_accuracy() -> float:
+    """What the best possible classifier of the series reaches, exactly.
+
+    It compares likelihoods: class 1 where sum_t (x_t - m0)^2 / s0^2 - (x_t - m1)^2 / s1^2 > 2 T log(s1 / s0). With
+    p = 1/s0^2 - 1/s1^2 and c = (m0/s0^2 - m1/s1^2) / p the sum is p Q - T p c^2 + T (m0^2/s0^2 - m1^2/s1^2), where
+    Q = sum_t (x_t - c)^2: a threshold on Q. In class i, Q / s_i^2 is noncentral chi-square with T degrees of freedom
+    and noncentrality T (m_i - c)^2 / s_i^2: a Poisson mixture of chi-squares with T + 2j degrees.
+    """
+    (m0, m1), (s0, s1), T = SERIES_MEAN, SERIES_SD, SERIES_T
+    p = 1 / s0**2 - 1 / s1**2
+    c = (m0 / s0**2 - m1 / s1**2) / p
+    threshold = (2 * T * math.log(s1 / s0) - T * (m0**2 / s0**2 - m1**2 / s1**2)) / p + T * c**2
+    j = torch.arange(1000, dtype=torch.float64)
+
+    def below(mean: float, sd: float) -> float:
+        half = torch.tensor(T * (mean - c) ** 2 / sd**2 / 2, dtype=torch.float64)
+        poisson = (j * half.log() - half - torch.lgamma(j + 1)).exp()
+        return float(poisson @ torch.special.gammainc(T / 2 + j, torch.full_like(j, threshold / sd**2 / 2)))
+
+    return (below(m0, s0) + 1 - below(m1, s1)) / 2

@@ -89,7 +89,9 @@ def gate(provider: Provider, case: Case) -> str | None:
     return gates([provider], case)[provider.name]
 
 
-def gates(providers: Iterable[Provider], case: Case, flop: float = GATE_FLOP) -> dict[str, str | None]:
+def gates(
+    providers: Iterable[Provider], case: Case, flop: float = GATE_FLOP, device: str = "cpu"
+) -> dict[str, str | None]:
     """Runs outputs and every gradient of providers against nn in float64; by name, why they are wrong, or None.
 
     Of a provider that does not train, outputs alone.
@@ -101,11 +103,12 @@ def gates(providers: Iterable[Provider], case: Case, flop: float = GATE_FLOP) ->
     layer = twin(short)
     data = inputs(short)
     truth = Call(NN, copy.deepcopy(layer).double(), data.to(torch.float64)).results()
-    baseline = Call(NN, layer, data).results()
+    data, layer = data.to(device), layer.to(device)
+    baseline = _on_host(Call(NN, layer, data).results())
     reasons: dict[str, str | None] = {}
     for provider in providers:
         try:
-            result = Call(provider, provider.build(short, layer), data).results()
+            result = _on_host(Call(provider, provider.build(short, layer).to(device), data).results())
         except Exception as error:  # a study goes on without this provider, and records why
             reasons[provider.name] = f"{type(error).__name__}: {error}"
         else:
@@ -113,6 +116,10 @@ def gates(providers: Iterable[Provider], case: Case, flop: float = GATE_FLOP) ->
             expected = {name: value for name, value in truth.items() if trains or name in OUTPUTS}
             reasons[provider.name] = compare(result, baseline, expected)
     return reasons
+
+
+def _on_host(results: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.cpu() for name, value in results.items()}
 
 
 @contextmanager
@@ -125,6 +132,17 @@ def no_collector() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """torch on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def burst_of(seconds: float) -> int:
@@ -177,28 +195,40 @@ def wall(call: Callable[[], object], count: int) -> float:
     return (time.perf_counter() - start) / count
 
 
+def device_clock(call: Callable[[], object], count: int) -> float:
+    """Seconds a call on the current CUDA stream, by events."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(count):
+        call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3 / count
+
+
 def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> list[float]:
     """Paired ratios, round by round."""
     return [a / b for a, b in zip(numerator, denominator, strict=True)]
 
 
 @functools.cache
-def ceilings(threads: int) -> tuple[float, float]:
-    """This machine's best float32 matrix product (FLOP/s) and copy (bytes/s, read and written) on so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+def ceilings(threads: int, device: str = "cpu") -> tuple[float, float]:
+    """This machine's best float32 matrix product (FLOP/s) and copy (bytes/s, read and written) on so many threads.
+
+    A GPU multiplies as its recurrent layers may: in TF32, unless that is switched off for them.
+    """
+    size, words, clock = (1024, 1 << 24, wall) if device == "cpu" else (4096, 1 << 27, device_clock)
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     try:
-        a, b, c = (torch.ones(1024, 1024) for _ in range(3))
-        source, target = torch.ones(1 << 24), torch.empty(1 << 24)
-        product = min(_seconds(lambda: torch.mm(a, b, out=c)) for _ in range(30))
-        copying = min(_seconds(lambda: target.copy_(source)) for _ in range(8))
-        return 2 * 1024**3 / product, 2 * source.nbytes / copying
+        with on_threads(threads):
+            a, b, c = (torch.ones(size, size, device=device) for _ in range(3))
+            source, target = torch.ones(words, device=device), torch.empty(words, device=device)
+            product = min(clock(lambda: torch.mm(a, b, out=c), 1) for _ in range(30))
+            copying = min(clock(lambda: target.copy_(source), 1) for _ in range(8))
+            return 2 * size**3 / product, 2 * source.nbytes / copying
     finally:
-        torch.set_num_threads(before)
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    return wall(call, 1)
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def kept_bytes(call: Call) -> int:

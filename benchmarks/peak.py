@@ -48,6 +48,19 @@ def peak_bytes(providers: list[Provider], case: Case, timeout_s: float = 60) -> 
     return results
 
 
+def device_peak_bytes(call: Call) -> int:
+    """On a GPU, in this process: torch's allocator over what it held before, whose memory a training step all takes."""
+    call.train()
+    call.clear()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(STEPS):
+        call.train()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
 def _status(field: str) -> int:
     """Bytes of a field of /proc/self/status."""
     for line in Path("/proc/self/status").read_text().splitlines():

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.utils.checkpoint import checkpoint
 
 from . import ort
 from .cases import CLASSES, DTYPES, MODES, Case
@@ -22,7 +24,7 @@ class Inputs:
     gy: Tensor  # [T, B, D*H], upstream gradient of the output, or of its data if that is packed
     lengths: Tensor | None  # [B], of a ragged case
 
-    def to(self, where: torch.dtype | torch.device) -> Inputs:
+    def to(self, where: torch.dtype | torch.device | str) -> Inputs:
         return Inputs(self.x.to(where), self.gy.to(where), self.lengths)
 
 
@@ -90,25 +92,68 @@ def _fused_forward(layer: nn.Module, x: Any, lengths: Tensor | None) -> tuple[An
     return layer(x) if lengths is None else layer(x, lengths=lengths)
 
 
-def fused(name: str, backend: str) -> Provider:
+def fused(name: str, backend: str, *, recompute: bool = False) -> Provider:
     def build(case: Case, source: nn.RNNBase) -> nn.Module:
-        layer: nn.Module = getattr(fused_module(), CLASSES[case.cell])(**arguments(case), backend=backend)
+        made = getattr(fused_module(), CLASSES[case.cell])
+        layer: nn.Module = made(**arguments(case), backend=backend, recompute=recompute)
         layer.load_state_dict(source.state_dict())
         return layer
 
     return Provider(name, build, _fused_forward)
 
 
+def checkpointed(name: str, inner: Provider, segments: Callable[[int], int]) -> Provider:
+    """`inner` under torch.utils.checkpoint, its T steps cut into `segments(T)` calls: each runs again in backward."""
+
+    def build(case: Case, source: nn.RNNBase) -> nn.Module:
+        if case.ragged or case.packed or case.batch_first or case.D > 1:
+            raise ValueError(f"{name} takes rows of one length, steps first and one direction, got {case.name}")
+        return inner.build(case, source)
+
+    def forward(layer: nn.Module, x: Tensor, _: Tensor | None) -> tuple[Tensor, Any]:
+        outputs, states = [], None
+        for part in x.chunk(segments(x.shape[0])):
+            # there is no dropout here, so that no random state has to be kept
+            y, states = checkpoint(layer, part, states, use_reentrant=False, preserve_rng_state=False)
+            outputs.append(y)
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0], states
+
+    return Provider(name, build, forward, modes=("train",))
+
+
 NN = Provider("nn", lambda case, source: source, _torch_forward)
 FUSED = fused("fusedrnn", "auto")
 FUSED_CPU = fused("fusedrnn-cpu", "cpu")
-FUSED_TRITON = fused("fusedrnn-triton", "triton")
+FUSED_TRITON = replace(
+    fused("fusedrnn-triton", "triton"),
+    missing=lambda: None if torch.cuda.is_available() else "the Triton kernels run on NVIDIA GPUs",
+)
 FUSED_ATEN = fused("fusedrnn-aten", "aten")
 REFERENCE = fused("reference", "reference")
 ONNXRUNTIME = Provider(
     "onnxruntime", ort.Layer, lambda layer, x, lengths: layer(x, lengths), modes=("infer",), missing=ort.missing
 )
-PROVIDERS = {provider.name: provider for provider in (NN, FUSED, FUSED_CPU, FUSED_ATEN, REFERENCE, ONNXRUNTIME)}
+FUSED_RECOMPUTE = fused("fusedrnn-recompute", "auto", recompute=True)
+SEGMENTS: dict[str, Callable[[int], int]] = {"": lambda T: 1, "-4": lambda T: 4, "-sqrt": math.isqrt}
+"""Of time, by how a checkpointing provider's name ends: the whole call, four, the root of its steps."""
+CHECKPOINTED = (
+    *(checkpointed(f"nn-checkpoint{ending}", NN, segments) for ending, segments in SEGMENTS.items()),
+    checkpointed("fusedrnn-checkpoint-sqrt", FUSED, SEGMENTS["-sqrt"]),
+)
+PROVIDERS = {
+    provider.name: provider
+    for provider in (
+        NN,
+        FUSED,
+        FUSED_CPU,
+        FUSED_TRITON,
+        FUSED_ATEN,
+        FUSED_RECOMPUTE,
+        REFERENCE,
+        ONNXRUNTIME,
+        *CHECKPOINTED,
+    )
+}
 
 
 OUTPUTS = ("y", "h_n", "c_n")

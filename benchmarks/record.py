@@ -133,16 +133,16 @@ def read_rows(path: Path) -> list[Row]:
 
 
 class Recorder:
-    """Appends rows, each whole on disk before the next is measured, stamped with CPU and instruction set.
+    """Appends rows, each whole on disk before the next is measured, stamped with CPU or `machine`, and instruction set.
 
     Raises:
         RecordError: the file cannot be written, or a run to be taken up was made on another machine.
     """
 
-    def __init__(self, path: Path, *, resume: bool = False) -> None:
+    def __init__(self, path: Path, *, resume: bool = False, machine: str = "") -> None:
         self.path = path
         self.rows: list[Row] = []
-        self._stamp = {"cpu": cpu_name(), "isa": isa()}
+        self._stamp = {"cpu": machine or cpu_name(), "isa": isa()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if resume and path.exists() and path.stat().st_size:
@@ -159,7 +159,7 @@ class Recorder:
         self.keys = {row.key for row in self.rows}
 
     def _refuse_other_machines(self) -> None:
-        here = (cpu_name(), isa())
+        here = (self._stamp["cpu"], self._stamp["isa"])
         if others := {(row.cpu, row.isa) for row in self.rows} - {here}:
             raise RecordError(f"{self.path} holds rows of {others}, this is {here}: take another --out")
 

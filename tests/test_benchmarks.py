@@ -16,7 +16,7 @@ from benchmarks import cases, measure, peak, record
 from benchmarks.cases import Case
 from benchmarks.providers import FUSED, NN, REFERENCE, Call, Provider, inputs, twin
 from benchmarks.record import Recorder, RecordError, Row, measured, read_rows, remark
-from benchmarks.studies import text
+from benchmarks.studies import contest, text
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = Case("gru", 6, 3, 4, 5)
@@ -303,11 +303,11 @@ def test_the_environment_names_the_machine_and_no_path():
 
 def test_the_training_set_shrinks_to_the_budget():
     plan = text.PLANS["phrases"]
-    costs = text.Costs(all_jobs=0.05, own_jobs=0.03, tests=20)
-    wide, tight, short, none = (text.fit(costs, plan, "default", 140_000, seconds) for seconds in (1e6, 160, 20, 0))
+    costs = contest.Costs(all_jobs=0.05, own_jobs=0.03, tests=20)
+    wide, tight, short, none = (contest.fit(costs, plan, "default", 140_000, seconds) for seconds in (1e6, 160, 20, 0))
     assert wide == 140_000
     assert plan.least < tight < 140_000
-    assert none == text.FEWEST_BATCHES * plan.batch < short < plan.least
+    assert none == contest.FEWEST_BATCHES * plan.batch < short < plan.least
     for count, epochs, seconds in ((tight, plan.epochs["default"], 160), (short, 2, 20)):
         steps = epochs * (count / plan.batch + costs.tests)
-        assert text.MARGIN * steps * (0.05 + 2 * 0.03) == pytest.approx(seconds, rel=0.01)
+        assert contest.MARGIN * steps * (0.05 + 2 * 0.03) == pytest.approx(seconds, rel=0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 
@@ -85,7 +86,17 @@ def test_generators_are_functions_of_their_seed():
     assert torch.equal(x, again)
     assert x.shape == (40, data.SERIES_T, 1)
     assert labels.sum() == 20
-    assert 0.97 < data.bayes_accuracy(20_000) < 0.99
+
+
+def test_the_best_possible_accuracy_is_that_of_the_likelihood_ratio_on_draws():
+    x, labels = data.series(50_000, seed=3)
+    likelihood = [
+        (-0.5 * ((x[..., 0].double() - mean) / sd) ** 2).sum(1) - data.SERIES_T * math.log(sd)
+        for mean, sd in zip(data.SERIES_MEAN, data.SERIES_SD, strict=True)
+    ]
+    right = ((likelihood[1] > likelihood[0]) == labels.bool()).double().mean().item()
+    exact = data.bayes_accuracy()
+    assert abs(right - exact) < 4 * (exact * (1 - exact) / len(x)) ** 0.5
 
 
 def test_words_alone_do_not_decide_the_grammar():

@@ -15,7 +15,7 @@ from benchmarks import __main__ as command
 from benchmarks import cases, data, plots, record, report
 from benchmarks.cases import Case
 from benchmarks.record import Row, measured, read_rows, remark
-from benchmarks.studies import STUDIES, base, claims, kernels, text
+from benchmarks.studies import STUDIES, base, cells, claims, gradients, kernels, serving
 
 SMALL = Case("gru", 6, 3, 4, 5)
 
@@ -221,13 +221,15 @@ def tiny(monkeypatch):
     """Studies that end at once: one case, a handful of sentences; on one thread, which waits for no other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(text, "SERIES_HIDDEN", 8)
+    monkeypatch.setattr(cells, "HIDDEN", 8)
     monkeypatch.setattr(kernels, "kernel_grid", lambda effort: [SMALL])
     monkeypatch.setattr(
         data, "grammar_corpus", lambda: data.Corpus("grammar", 2, data.grammar(256, 0), data.grammar(64, 1))
     )
-    monkeypatch.setattr(text, "SERIES_TEST", 32)
-    monkeypatch.setattr(text, "SERIES_TRAIN", 32)
+    monkeypatch.setattr(gradients, "NORMS", (0.5,))
+    monkeypatch.setattr(serving, "export_missing", lambda: "left out")
+    monkeypatch.setattr(cells, "FRESH", 64)
+    monkeypatch.setattr(cells, "SERIES", 40)
     monkeypatch.setattr(data, "bayes_accuracy", lambda: 0.98)
     monkeypatch.setattr(plots, "available", lambda: False)
     yield
@@ -238,7 +240,7 @@ def tiny(monkeypatch):
 def test_study_quick(tmp_path, capsys, tiny):
     assert command.main(["study", "--quick", "--budget", "1", "--out", str(tmp_path)]) == 0
     rows = read_rows(tmp_path / "rows.csv")
-    assert {row.study for row in rows} == {"kernels", "text"}
+    assert {row.study for row in rows} == set(STUDIES)
     assert not [row for row in rows if row.metric == "failed"]
     assert {"speedup", "bytes_kept", "epoch_time", "accuracy", "accuracy_at_gap"} <= {row.metric for row in rows}
     assert "## Verdicts" in (tmp_path / "report.md").read_text()

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..cases import DTYPES, MODES, Case
-from ..measure import Clock, alternate, compare, kept_bytes, ratios
-from ..providers import NN, Call, Inputs, Provider, fused, fused_module, twin
+from ..measure import Clock, alternate, compare, device_clock, kept_bytes, ratios
+from ..providers import FUSED_TRITON, NN, Call, Inputs, Provider, fused, fused_module, twin
 from ..providers import inputs as host_inputs
 from .cases import core, grid
 from .rows import GpuRow, Rows
@@ -48,7 +48,7 @@ def _standard_forward(layer: nn.Module, x: Tensor, _: Tensor | None) -> tuple[Te
 NN_STANDARD = Provider("nn-standard", lambda case, source: source, _standard_forward)
 """torch's layer, its input as a PackedSequence of equal lengths: cuDNN then takes its STANDARD algorithm."""
 OURS = fused("fusedrnn-cuda", "cuda")
-TRITON = fused("fusedrnn-triton", "triton")
+TRITON = FUSED_TRITON
 EXTRA = (TRITON, fused("fusedrnn-cuda:step", "cuda:step"), fused("fusedrnn", "auto"))
 """Measured beside `OURS` at the most telling cases, eager alone."""
 
@@ -63,17 +63,6 @@ class Bench:
     graphs: bool = True
     ours: Provider = OURS
     extra: Sequence[Provider] = EXTRA
-
-
-def device_clock(call: Callable[[], object], count: int) -> float:
-    """Seconds a call on the current stream, by events."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    for _ in range(count):
-        call()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3 / count
 
 
 def gpu() -> Bench:

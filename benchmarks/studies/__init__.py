@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 from ..record import Row
-from . import kernels, text
+from . import cells, checkpointing, flatten_parameters, gradients, kernels, recurrence, serving, text
 from .base import Context, Section, Verdict
 
 
@@ -17,11 +18,23 @@ class Study:
     section: Callable[[Sequence[Row]], Section]
     verdicts: Callable[[Sequence[Row]], list[Verdict]]
     seconds: dict[str, float]  # budget by effort
+    devices: tuple[str, ...] = ("cpu",)
 
 
-STUDIES = {
-    "kernels": Study(
-        "kernels", kernels.run, kernels.section, kernels.verdicts, {"quick": 10, "default": 125, "full": 900}
-    ),
-    "text": Study("text", text.run, text.section, text.verdicts, {"quick": 10, "default": 160, "full": 1800}),
-}
+def _study(module: ModuleType, quick: float, default: float, full: float) -> Study:
+    seconds = {"quick": quick, "default": default, "full": full}
+    devices = getattr(module, "DEVICES", ("cpu",))
+    return Study(module.STUDY, module.run, module.section, module.verdicts, seconds, devices)
+
+
+_ALL = (
+    _study(kernels, 10, 60, 700),
+    _study(text, 10, 70, 1500),
+    _study(cells, 6, 60, 500),
+    _study(gradients, 3, 8, 60),
+    _study(checkpointing, 3, 35, 400),
+    _study(recurrence, 3, 20, 250),
+    _study(flatten_parameters, 3, 10, 60),
+    _study(serving, 5, 35, 130),
+)
+STUDIES = {study.name: study for study in _ALL}

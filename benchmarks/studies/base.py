@@ -6,11 +6,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+from ..measure import Clock, device_clock, wall
 from ..progress import Progress
 from ..record import Recorder, Row, remark
 
 CONFIRMED, REFUTED, DEPENDS, UNDECIDED = "confirmed", "refuted", "depends", "undecided"
+FEWEST_PAIRS = 3  # of calls that took turns; a ratio of fewer decides nothing
+COUNT_TOLERANCE = 0.02  # a quoted count holds within 2 %
 
 
 class Budget:
@@ -38,10 +42,20 @@ class Context:
     effort: str  # quick, default or full
     data: Path | None = None
     embeddings: Path | None = None
+    device: str = "cpu"
+
+    @property
+    def clock(self) -> Clock:
+        """Wall time, or a GPU's own."""
+        return wall if self.device == "cpu" else device_clock
 
     def skip(self, study: str, case: str, reason: str) -> None:
         """Says in the results what did not fit."""
         self.recorder.add(remark(study, "skipped", reason, case))
+
+    def absent(self, study: str, case: str, provider: str, reason: str) -> None:
+        """Says in the results what this machine cannot run."""
+        self.recorder.add(remark(study, "absent", reason, case, provider=provider))
 
     def note(self, study: str, case: str, text: str) -> None:
         self.recorder.add(remark(study, "note", text, case))
@@ -55,6 +69,23 @@ class Verdict:
     measured: str
     verdict: str
     why: str
+
+
+class Finding(NamedTuple):
+    """One part of a claim: how it came out, what was measured, and why."""
+
+    verdict: str
+    measured: str
+    why: str = ""
+
+
+def judge(claim: str, findings: Sequence[Finding]) -> Verdict:
+    """All parts alike: their verdict. Parts that contradict one another: it depends. Else too little is decided."""
+    kinds = {finding.verdict for finding in findings}
+    mixed = DEPENDS in kinds or {CONFIRMED, REFUTED} <= kinds
+    verdict = DEPENDS if mixed else UNDECIDED if UNDECIDED in kinds else kinds.pop()
+    why = "; ".join(f"{finding.why or finding.measured}: {finding.verdict}" for finding in findings)
+    return Verdict(claim, "; ".join(dict.fromkeys(finding.measured for finding in findings)), verdict, why)
 
 
 @dataclass(frozen=True)
@@ -99,10 +130,16 @@ def select(rows: Sequence[Row], **wanted: object) -> list[Row]:
     ]
 
 
+def decisive(rows: Sequence[Row]) -> list[Row]:
+    """Without the ratios of too few pairs."""
+    return [row for row in rows if row.metric != "time_ratio" or row.n >= FEWEST_PAIRS]
+
+
 def remarks(rows: Sequence[Row], study: str) -> list[Text | Table | Figure]:
-    """What a study noted, skipped and failed at, as blocks of the report."""
+    """What a study noted, what it lacked, skipped and failed at, as blocks of the report."""
     blocks: list[Text | Table | Figure] = [Text(row.note) for row in select(rows, study=study, metric="note")]
-    for metric, title in (("skipped", "Did not fit into the budget"), ("failed", "Failed")):
+    titles = {"absent": "Absent on this machine", "skipped": "Did not fit into the budget", "failed": "Failed"}
+    for metric, title in titles.items():
         cases: dict[tuple[str, str, str], list[str]] = {}
         for row in select(rows, study=study, metric=metric):
             cases.setdefault((row.note, row.provider or "all", row.mode or "all"), []).append(row.case)

@@ -1,17 +1,14 @@
-"""The claims that the text study can judge, by thresholds fixed beforehand; functions of the rows alone."""
+"""The claims that the text study can judge, by thresholds fixed beforehand, and what all models in training share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from ..measure import interval95, quartiles
 from ..record import Row
-from .base import CONFIRMED, DEPENDS, REFUTED, UNDECIDED, Verdict, select
+from .base import CONFIRMED, COUNT_TOLERANCE, DEPENDS, REFUTED, UNDECIDED, Finding, Verdict, judge, select
 
 FASTER_BY_A_FIFTH = 0.80  # "20 to 25 % faster": time at most this share
-DOUBLE = (1.8, 2.2)
-COUNT_TOLERANCE = 0.02  # a quoted count holds within 2 %
 FAR, NEAR = (6, 8, 12), (0, 1)  # words between: beyond, and well within, the widest window of 5
 SAME_LOSS = 1e-3  # the losses of the first ten steps agree to this share
 TELLS = 0.9  # accuracy from which a model is said to tell the cases apart
@@ -19,23 +16,6 @@ SEEDS_FOR_INTERVAL = 3
 EPOCHS_TO_JUDGE = 5  # an accuracy after fewer decides nothing
 ENDED = "ended early: nothing left to learn"  # unless the run says so
 PROVIDERS = (("fusedrnn", "fused"), ("nn", "torch's"))
-
-
-class Finding(NamedTuple):
-    """One part of a claim: how it came out, what was measured, and why."""
-
-    verdict: str
-    measured: str
-    why: str = ""
-
-
-def judge(claim: str, findings: Sequence[Finding]) -> Verdict:
-    """All parts alike: their verdict. Parts that contradict one another: it depends. Else too little is decided."""
-    kinds = {finding.verdict for finding in findings}
-    mixed = DEPENDS in kinds or {CONFIRMED, REFUTED} <= kinds
-    verdict = DEPENDS if mixed else UNDECIDED if UNDECIDED in kinds else kinds.pop()
-    why = "; ".join(f"{finding.why or finding.measured}: {finding.verdict}" for finding in findings)
-    return Verdict(claim, "; ".join(dict.fromkeys(finding.measured for finding in findings)), verdict, why)
 
 
 def times(rows: Sequence[Row], case: str, provider: str) -> dict[tuple[int, int], float]:
@@ -124,11 +104,9 @@ def own(rows: Sequence[Row], case: str) -> str:
 def verdicts(rows: Sequence[Row]) -> list[Verdict]:
     rows = select(rows, study="text")
     corpus = corpus_of(rows)
-    found = [_trains_alike(rows)]
+    found = [trains_alike(rows)]
     if corpus:
         found += [_claim1(rows, corpus), _claim2(rows, corpus)]
-    if select(rows, case="series/GRU", metric="accuracy"):
-        found += [_claim3(rows), _claim3_directions(rows)]
     if select(rows, metric="accuracy_at_gap"):
         found.append(_claim11(rows))
     if corpus:
@@ -136,7 +114,7 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
     return found
 
 
-def _trains_alike(rows: Sequence[Row]) -> Verdict:
+def trains_alike(rows: Sequence[Row]) -> Verdict:
     """Alike: the losses of the first steps agree. Later, rounding alone parts even two runs of torch: that is told."""
     claim = "A recurrent model trains faster on fused layers than on torch's, and alike."
     findings = []
@@ -210,68 +188,6 @@ def _fewer_epochs(rows: Sequence[Row], model: tuple[str, str], other: tuple[str,
     verdict = REFUTED if needed is None or needed >= reference else CONFIRMED if needed == 1 else DEPENDS
     reached = "never" if needed is None else f"after {needed}"
     return Finding(verdict, f"TextCNN's accuracy after {reference} epochs is reached {reached}", "epochs needed")
-
-
-def _claim3(rows: Sequence[Row]) -> Verdict:
-    claim = (
-        "3. At equal width GRU has 25 to 30 % fewer parameters than LSTM and trains 20 to 25 % faster; "
-        "bidirectional doubles both."
-    )
-    count = {row.case: row.p50 for row in select(rows, metric="parameters_encoder")}
-    share = count["series/GRU"] / count["series/LSTM"]
-    findings = [
-        Finding(
-            CONFIRMED if 0.70 <= share <= 0.75 else REFUTED, f"GRU / LSTM parameters {share:.2f}", "parameters, GRU"
-        )
-    ]
-    findings += [
-        at_most(rows, ("series/GRU", name), ("series/LSTM", name), FASTER_BY_A_FIFTH, f"GRU / LSTM, {label} layers")
-        for name, label in PROVIDERS
-    ]
-    double = {count[f"series/Bi{cell}"] / count[f"series/{cell}"] for cell in ("GRU", "LSTM")}
-    findings.append(
-        Finding(
-            CONFIRMED if double == {2.0} else REFUTED, "both directions: twice the parameters", "parameters, directions"
-        )
-    )
-    for cell in ("GRU", "LSTM"):
-        for name, label in PROVIDERS:
-            found = paired(rows, (f"series/Bi{cell}", name), (f"series/{cell}", name))
-            if len(found) >= 2:
-                p25, p50, p75 = quartiles(found)
-                verdict = CONFIRMED if DOUBLE[0] <= p50 <= DOUBLE[1] else REFUTED
-                findings.append(
-                    Finding(
-                        verdict,
-                        f"Bi{cell} / {cell}, {label} layers: {p50:.2f} ({p25:.2f}-{p75:.2f})",
-                        f"time, Bi{cell}, {label}",
-                    )
-                )
-    return judge(claim, findings)
-
-
-def _claim3_directions(rows: Sequence[Row]) -> Verdict:
-    claim = (
-        "3b. Both directions matter more for accuracy than the choice of cell "
-        "(quoted: LSTM 92.1, BiLSTM 93.8, GRU 91.5, BiGRU 93.6 %)."
-    )
-    ends = {
-        cell: finals(rows, f"series/{cell}", own(rows, f"series/{cell}")) for cell in ("LSTM", "BiLSTM", "GRU", "BiGRU")
-    }
-    if not all(map(learned, ends.values())):
-        return judge(claim, [Finding(UNDECIDED, f"not all four were trained for {EPOCHS_TO_JUDGE} epochs")])
-    directions = [difference(ends[f"Bi{cell}"], ends[cell]) for cell in ("LSTM", "GRU")]
-    cells = [difference(ends[f"{way}LSTM"], ends[f"{way}GRU"]) for way in ("", "Bi")]
-    gain, choice = (max(abs(mean) for mean, _ in pairs) for pairs in (directions, cells))
-    certain = any(abs(mean) > half for mean, half in directions + cells)
-    bayes = [row.p50 for row in select(rows, case="series/Bayes")]
-    accuracies = ", ".join(f"{cell} {100 * sum(row.p50 for row in end) / len(end):.1f} %" for cell, end in ends.items())
-    text = f"{accuracies}; best possible {100 * bayes[0]:.1f} %" if bayes else accuracies
-    why = f"directions change at most {100 * gain:.1f} points, the cell {100 * choice:.1f}"
-    if not certain:
-        return judge(claim, [Finding(UNDECIDED, text, f"{why}, all within their 95 % intervals")])
-    lifts = all(mean > half for mean, half in directions)
-    return judge(claim, [Finding(CONFIRMED if lifts and gain > choice else REFUTED, text, why)])
 
 
 def _claim11(rows: Sequence[Row]) -> Verdict:

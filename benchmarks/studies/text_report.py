@@ -10,7 +10,7 @@ from ..record import Row
 from .base import Figure, Section, Table, Text, remarks, select
 from .claims import finals, half_width, paired, times
 
-NAMES = {"series": "the Gaussian series", "grammar": "the built-in grammar", "phrases": "the movie-review phrases"}
+NAMES = {"grammar": "the built-in grammar", "phrases": "the movie-review phrases"}
 
 
 def section(rows: Sequence[Row]) -> Section:
@@ -27,7 +27,7 @@ def section(rows: Sequence[Row]) -> Section:
     for corpus, name in NAMES.items():
         part = [row for row in own if row.case.partition("/")[0] == corpus]
         if select(part, metric="epoch_time"):
-            blocks += [Text(f"**On {name}.**"), *_figures(corpus, name, part), _table(part, name)]
+            blocks += [Text(f"**On {name}.**"), *figures(f"text-{corpus}", name, part), table(part, name)]
     return Section(
         "Text: recurrent and convolutional models in training",
         "Which trains faster, and which ends more accurate?",
@@ -35,18 +35,18 @@ def section(rows: Sequence[Row]) -> Section:
     )
 
 
-def _figures(corpus: str, name: str, rows: Sequence[Row]) -> list[Figure]:
+def figures(prefix: str, name: str, rows: Sequence[Row]) -> list[Figure]:
     best = max((row for row in select(rows, metric="accuracy") if row.epoch > 0), key=lambda row: row.p50)
     fastest = min(select(rows, metric="epoch_time"), key=lambda row: row.p50)
     figures = [
         Figure(
-            f"text-{corpus}-learning",
+            f"{prefix}-learning",
             plots.drawn(plots.learning, rows),
             f"Which model learns faster, by epochs and by seconds? Highest on {name}: {_model(best)}, "
             f"{100 * best.p50:.1f} % at epoch {best.epoch}. Pale lines: further seeds.",
         ),
         Figure(
-            f"text-{corpus}-epoch",
+            f"{prefix}-epoch",
             plots.drawn(plots.epoch_seconds, rows),
             f"How long is an epoch of training? Shortest: {_model(fastest)} with "
             f"{plots.LABELS[fastest.provider]}, {fastest.p50:.2f} s.",
@@ -56,7 +56,7 @@ def _figures(corpus: str, name: str, rows: Sequence[Row]) -> list[Figure]:
         caption = (
             "Who uses a cue that is farther away than a window? Accuracy by the number of words between, mean of seeds."
         )
-        figures.append(Figure(f"text-{corpus}-distance", plots.drawn(plots.cue_distance, rows), caption))
+        figures.append(Figure(f"{prefix}-distance", plots.drawn(plots.cue_distance, rows), caption))
     return figures
 
 
@@ -64,7 +64,7 @@ def _model(row: Row) -> str:
     return row.case.rpartition("/")[2]
 
 
-def _table(rows: Sequence[Row], name: str) -> Table:
+def table(rows: Sequence[Row], name: str) -> Table:
     lines = []
     counts = {
         (row.case, row.metric): row.p50 for row in rows if row.metric.startswith(("parameters", "products", "serial"))

@@ -1,0 +1,88 @@
+"""Panels of lines beside each other, described as data: what most studies draw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .plots import COLOURS, INK
+from .record import Row
+
+PALETTE = ("#2b6fdf", "#dd7a1c", "#2a9d6a", "#9a63c9", "#c2385a", "#7a6a2f")
+"""For lines that are no provider's."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points are x, lower quartile, median, upper quartile. `style` is matplotlib's; " " leaves markers alone."""
+
+    name: str
+    points: Sequence[tuple[float, float, float, float]]
+    colour: str
+    style: str = "-"
+    marker: str = "o"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """`x_base`, `y_base`: of a logarithmic axis, 0 for a linear one."""
+
+    title: str
+    x: str
+    y: str
+    lines: Sequence[Line]
+    x_base: int = 2
+    y_base: int = 2
+
+
+def line(name: str, found: Iterable[tuple[float, Row]], colour: str, style: str = "-", marker: str = "o") -> Line:
+    """A line through the medians of rows, by the x that stands beside each."""
+    points = [
+        (x, row.p50 if row.p25 is None else row.p25, row.p50, row.p50 if row.p75 is None else row.p75)
+        for x, row in sorted(found, key=lambda pair: pair[0])
+    ]
+    return Line(name, points, colour, style, marker)
+
+
+def draw(figure: Any, panels: Sequence[Panel], columns: int = 3, height: float = 3.2) -> None:
+    """Lines with quartile bands, one legend below for all panels; equal y axes where the y labels are equal."""
+    if not panels:
+        return
+    columns = min(columns, len(panels))
+    lines = -(-len(panels) // columns)
+    figure.set_size_inches(9.2, height * lines + 0.5)
+    axes = list(figure.subplots(lines, columns, squeeze=False, sharey=len({panel.y for panel in panels}) == 1).flat)
+    handles: dict[str, Any] = {}
+    for axis, panel in zip(axes, panels, strict=False):
+        for own in panel.lines:
+            if own.points:
+                handles.setdefault(own.name, _line(axis, own))
+        for which, base in (("x", panel.x_base), ("y", panel.y_base)):
+            if base:
+                getattr(axis, f"set_{which}scale")("log", base=base)
+        if panel.x_base == 2:
+            axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_title(panel.title)
+        axis.set_xlabel(panel.x)
+        axis.set_ylabel(panel.y)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    if handles:
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, labelcolor=INK
+        )
+
+
+def _line(axis: Any, own: Line) -> Any:
+    x, low, middle, high = zip(*own.points, strict=True)
+    (handle,) = axis.plot(x, middle, linestyle=own.style, marker=own.marker, markersize=3.5, color=own.colour)
+    if len(x) == 1:
+        axis.vlines(x, low, high, color=own.colour, alpha=0.4)
+    axis.fill_between(x, low, high, color=own.colour, alpha=0.2, linewidth=0)
+    return handle
+
+
+def colour(provider: str, index: int = 0) -> str:
+    """A provider's colour everywhere, or the palette's."""
+    return COLOURS.get(provider, PALETTE[index % len(PALETTE)])
