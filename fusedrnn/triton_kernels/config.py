@@ -182,7 +182,7 @@ def _resident(cell: int, H: int, kind: str, precision: str, device: Device) -> P
     if kind == "tf32x3":  # narrower LSTM tiles spill
         units = max(units, min(64, _limit(RESIDENT, cell, kind, device)))
     wide = units > 64 or kind == "tf32x3"
-    registers = None if kind == "tf32" and cell == LSTM else REGISTERS
+    registers = None if kind == "tf32" and cell == LSTM and units == 64 else REGISTERS
     return Plan("resident", precision, units=units, warps=8 if wide else 4, registers=registers)
 
 
