@@ -126,7 +126,7 @@ def compile_job(job: Job) -> Report:
     constants = {key: value for key, value in constants.items() if key in function.arg_names}
     special = {
         "lengths": "*i64",
-        "reset": "*u8",
+        "reset": "*i64" if job.dtype == "fp64" else "*u8",
         "barrier": "*i32",
         "carry": "*fp64" if job.dtype == "fp64" else "*fp32",
     }

@@ -31,12 +31,7 @@ def cast(x, DT: tl.constexpr):
 
 @triton.jit
 def dot(w, v, acc, PRECISION: tl.constexpr):
-    """acc + w @ v. Triton's interpreter would multiply the bit patterns of bfloat16.
-
-    In float64 by multiplications: Triton 3.6 compiles no tl.dot of it whose operands come from memory.
-    """
-    if not INTERPRET and acc.dtype == tl.float64:
-        return acc + tl.sum(w[:, :, None] * v[None, :, :], axis=1)
+    """acc + w @ v. Triton's interpreter would multiply the bit patterns of bfloat16."""
     if INTERPRET and w.dtype == tl.bfloat16:
         w = w.to(tl.float32)
         v = v.to(tl.float32)

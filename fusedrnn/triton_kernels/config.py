@@ -73,7 +73,7 @@ class Plan:
 
 
 # Most units, rounded up to a power of two, whose W_hh stays on chip; by the kind of product, for GRU, LSTM and RNN.
-# Limited by shared memory, but for tf32x3, where registers spill above. In float64 they spill at once.
+# Limited by shared memory, but for tf32x3, where registers spill above. In float64 3.6 spills at once.
 RESIDENT = {
     "half": {90: (128, 128, 256), 80: (128, 128, 256), 89: (64, 64, 128)},
     "tf32": {90: (128, 64, 128), 80: (64, 32, 64), 89: (64, 32, 64)},

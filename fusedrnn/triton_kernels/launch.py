@@ -41,7 +41,7 @@ def scan(
     y, hn = gates_x.new_empty(sequence), gates_x.new_empty(edge)
     gates = gates_x.new_empty((*sequence[:3], kept * H) if kept else 0)
     cs, cn = gates_x.new_empty(sequence if lstm else 0), gates_x.new_empty(edge if lstm else 0)
-    masks, strides = _masks(lengths, reset, offsets)
+    masks, strides = _masks(lengths, reset, offsets, gates_x.dtype)
     given = _dense(gates_x, h0, c0, weight_hh, bias_hh)
     out = (y, hn, gates if kept else None, cs if lstm else None, cn if lstm else None)
     _run(forward, "forward", (*given, *masks, *out), (T, B, S, H, directions, *strides), cell, T, how, gates_x)
@@ -73,7 +73,7 @@ def scan_backward(
     lstm, gru = cell == LSTM, cell == GRU
     dgates_x, dh0 = y.new_empty(*y.shape[:3], GATES[cell] * H), y.new_empty(S, B, H)
     dc0, dq = y.new_empty((S, B, H) if lstm else 0), y.new_empty(y.shape if gru else 0)
-    masks, strides = _masks(lengths, reset, offsets)
+    masks, strides = _masks(lengths, reset, offsets, y.dtype)
     given = _dense(dy, dhn, dgates, dcs, dcn, gates if KEPT[cell] else None, y, h0, cs, c0, weight_hh)
     out = (dgates_x, dh0, dc0 if lstm else None, dq if gru else None)
     # tiles take a turn more, which forms dh0
@@ -143,12 +143,19 @@ def _steps_and_rows(sequence: Tensor, lengths: Tensor | None, offsets: Tensor | 
     return len(offsets), lengths.shape[1]
 
 
-def _masks(lengths: Tensor | None, reset: Tensor | None, offsets: Tensor | None) -> tuple[Any, tuple[int, ...]]:
-    """Pointers and strides: views over a layer's streams are read as they are."""
+def _masks(
+    lengths: Tensor | None, reset: Tensor | None, offsets: Tensor | None, dtype: torch.dtype
+) -> tuple[Any, tuple[int, ...]]:
+    """Pointers and strides: views over a layer's streams are read as they are.
+
+    But in float64 a byte of reset becomes eight: Triton 3.6 lays the operands of a product out for the narrowest load
+    that they depend on, their masks' too, and has but one layout for float64.
+    """
+    if reset is not None:
+        reset = reset.long() if dtype == torch.float64 else reset.view(torch.uint8)
     of_lengths = (0, 0) if lengths is None else lengths.stride()
     of_reset = (0, 0, 0) if reset is None else reset.stride()
-    bytes_ = None if reset is None else reset.view(torch.uint8)
-    return (lengths, bytes_, None if offsets is None else offsets.contiguous()), (*of_lengths, *of_reset)
+    return (lengths, reset, None if offsets is None else offsets.contiguous()), (*of_lengths, *of_reset)
 
 
 def _dense(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
