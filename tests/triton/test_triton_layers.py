@@ -41,11 +41,11 @@ def test_is_as_exact_as_torch(cell: CellSpec, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("regime", ["resident", "streamed", "step"])
 def test_regimes_by_name(cell: CellSpec, regime: str) -> None:
-    layer, x = Bare(cell, 4, 18, backend=f"triton:{regime}").double(), torch.randn(T, B, 4, dtype=DOUBLE)
+    layer, x = Bare(cell, 4, 18, backend=f"triton:{regime}"), torch.randn(T, B, 4)  # no float64 is resident
     told = fusedrnn.explain(fusedrnn.convert(layer.twin().stock, backend=f"triton:{regime}"), x)
     assert (told.chosen, told.regime) == (f"triton:{regime}", regime)
     assert f"forward   {regime}" in str(told)
-    assert_same(layer(x), layer.twin()(x))
+    torch.testing.assert_close(layer(x), layer.twin()(x))
 
 
 def test_a_regime_that_cannot_is_refused_by_name() -> None:
