@@ -96,7 +96,7 @@ def _projected(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """`layer` as a projection by torch and `scan`."""
     H = weights[1].shape[-1]
-    odd = route is not None and units.odd(H, route)
+    odd = route is not None and H % units.MULTIPLE != 0
     if odd:
         weights, h0, c0 = units.padded(weights, h0, c0, spec)
     route = route or 0

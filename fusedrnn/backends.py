@@ -208,7 +208,8 @@ torch's own op on a GPU."""
 def use_backend(name: str) -> Iterator[None]:
     """Runs every layer called inside on backend `name`, whatever the layer's own `backend` says.
 
-    Holds for the current thread or task. A graph compiled or exported inside keeps the backend it was made with.
+    Holds for the current thread or task. A graph compiled or exported inside keeps the backend it was made with; a
+    function that torch.compile takes whole cannot enter it, the caller can.
 
     Raises:
         ValueError: there is no such backend.

@@ -12,8 +12,9 @@ import math
 import os
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class Point:
         grad: whether forward and backward were timed, else forward alone.
         H: hidden size.
         B: batch rows.
-        ratio: above 1 the fused kernels are faster.
+        ratio: above 1 the fused kernels are faster; 0 where they failed.
         backend: the fused kernels, "cuda" or "triton".
     """
 
@@ -63,9 +64,9 @@ FUSED = ("cuda", "triton")
 def faster(problem: Problem, device_name: str, among: Sequence[str] = FUSED, *, tf32: bool = True) -> str | None:
     """Which of the fused kernels and "aten" (torch's own op) was measured fastest for calls like this one.
 
-    The answer is the nearest point's, in log H and log B, among those of the same cell, dtype, number of directions and
-    kind of pass, so that forward and backward of one call never part ways. Points of as many layers go first, then
-    those of one layer.
+    The answer is that of the nearest sizes, in log H and log B, among those of the same cell, dtype, number of
+    directions and kind of pass, so that forward and backward of one call never part ways. Only backends measured at
+    those very sizes are compared. Points of as many layers go first, then those of one layer.
 
     Args:
         problem: the call; T, I, lengths and the rest play no part.
@@ -78,10 +79,15 @@ def faster(problem: Problem, device_name: str, among: Sequence[str] = FUSED, *, 
     """
     if problem.traced or (problem.dtype is torch.float32 and not tf32):  # traced: B may be a symbol
         return None
-    table = points(device_name)
-    near = [nearest([p for p in table if p.backend == backend], problem) for backend in among]
-    best = max((p for p in near if p is not None), key=lambda p: p.ratio, default=None)
-    return None if best is None else best.backend if best.ratio >= 1 else "aten"
+    alike = defaultdict[Point, list[Point]](list)
+    for point in points(device_name):
+        if point.backend in among:
+            alike[replace(point, backend="", ratio=0.0)].append(point)
+    here = nearest(alike, problem)
+    if here is None:
+        return None
+    best = max(alike[here], key=lambda p: p.ratio)
+    return best.backend if best.ratio >= 1 else "aten"
 
 
 def nearest(among: Iterable[Point], problem: Problem) -> Point | None:
@@ -124,7 +130,7 @@ def read(path: Path, version: str | None = None) -> tuple[Point, ...] | None:
         if table["format"] != FORMAT or version not in (None, table["fusedrnn"]):
             return None
         found = tuple(Point(**point) for point in table["points"])
-        return found if all(p.H > 0 and p.B > 0 and p.ratio > 0 for p in found) else None
+        return found if all(p.H > 0 and p.B > 0 and p.ratio >= 0 for p in found) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

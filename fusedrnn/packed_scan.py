@@ -71,11 +71,12 @@ def layer(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """One layer over packed rows x [N, I]; the rest as of `autograd.layer`. Returns y [N, D*H], hn and cn [D, B, H]."""
     H = weights[1].shape[-1]
-    if units.odd(H, route):
+    if H % units.MULTIPLE:
         weights, h0, c0 = units.padded(weights, h0, c0, spec)
     w_ih, w_hh, b_ih, b_hh = autograd.stacked(weights, directions)
     gates_x = products.linear(x, w_ih, b_ih, route).view(x.shape[0], 1, directions, -1)
-    y, hn, cn = PackedScan.apply(gates_x, h0, c0, w_hh, b_hh, rows, spec, directions, route)  # type: ignore[no-untyped-call]
+    save = torch.is_grad_enabled() and autograd.any_requires_grad(gates_x, h0, c0, w_hh, b_hh)
+    y, hn, cn = PackedScan.apply(gates_x, h0, c0, w_hh, b_hh, rows, spec, directions, route, save)  # type: ignore[no-untyped-call]
     y, hn, cn = (t if t.dim() == 1 else t[..., :H] for t in (y, hn, cn))
     return y.flatten(1), hn.contiguous(), cn.contiguous() if spec is LSTM else None
 
@@ -95,11 +96,12 @@ class PackedScan(Function):
         spec: CellSpec,
         directions: int,
         route: int,
+        save: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.rows, ctx.spec, ctx.directions, ctx.route = rows, spec, directions, route
         lengths = rows.lengths.expand(directions, -1)
-        rest: Any = (None, None, rows.offsets, None, [], spec.code, directions, any(ctx.needs_input_grad))
+        rest: Any = (None, None, rows.offsets, None, [], spec.code, directions, save)
         with _below_autograd():
             op = ops.scan_for(route)
             y, hn, gates, cs, cn = op(gates_x, h0, c0, weight_hh, bias_hh, lengths, None, *rest, route=route)
@@ -111,7 +113,7 @@ class PackedScan(Function):
         given, kept = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
         with modes.without_autocast(kept[0]):
             formula = _padded_gradients if torch.is_grad_enabled() else _gradients
-            return *formula(ctx, given, kept, upstream), *[None] * 4
+            return *formula(ctx, given, kept, upstream), *[None] * 5
 
 
 def _gradients(

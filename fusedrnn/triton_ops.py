@@ -6,6 +6,7 @@ compiled ones: there is nothing to gain from a time loop that they can read.
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -149,7 +150,9 @@ def _steps_and_rows(
             f"{list(sequence.shape)}",
         )
     _check(T > 0, "expected at least one step")
-    _check(T * B * S < 2**31, f"T * B * S: expected less than 2^31 rows, got {T} * {B} * {S}")
+    _check(S <= triton_plan.STREAMS, f"expected at most {triton_plan.STREAMS} streams, got {S}")
+    rows = math.prod(sequence.shape[:3])
+    _check(rows < triton_plan.ROWS, f"expected less than 2^31 rows, got {' * '.join(map(str, sequence.shape[:3]))}")
     for name, mask, shape, dtype in (
         ("lengths", lengths, (S, B), torch.int64),
         ("reset", reset, (T, B, S), torch.bool),

@@ -1,14 +1,13 @@
-"""Whether Triton can run a call, and how: the questions that `triton_kernels.config` answers, asked with torch's words.
-
-Nothing here imports Triton.
-"""
+"""Whether Triton can run a call, and how: the questions of `triton_kernels.config`, asked with torch's words."""
 
 from __future__ import annotations
 
 import functools
 import importlib.metadata
+import importlib.util
 import os
 import re
+import shutil
 
 import torch
 
@@ -17,10 +16,16 @@ from .spec import Problem
 from .triton_kernels import config
 
 OLDEST = (3, 6)
+NAMES = ("triton", "pytorch-triton", "triton-windows")
+"""Distributions that bring the module `triton`."""
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
 
 INTERPRETED_AS = config.Device(sm=90, sms=1, smem_bytes=232448)
 """What Triton's interpreter passes for. One SM: it runs one program after the other, so none may wait for another."""
+ROWS = 2**31
+"""More rows of a sequence, [T, B, S], than there may be."""
+STREAMS = 65535
+"""As many as a launch may have."""
 ASSUMED = config.Device(sm=90, sms=132, smem_bytes=232448)
 """For plans on a machine without a GPU: an H200."""
 
@@ -33,14 +38,29 @@ def missing() -> str | None:
 
 @functools.cache
 def _triton_missing() -> str | None:
-    try:
-        version = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
+    version = _version()
+    if version is None:
         return "Triton is not installed (`pip install triton`)"
     if tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < OLDEST:
         return f"Triton {version} is installed, it needs 3.6 or newer (`pip install --upgrade triton`)"
     if torch.version.hip is not None:
         return "the Triton kernels are for NVIDIA GPUs, this torch is built for AMD's"
+    if os.name == "posix" and not (
+        interpreting() or os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    ):
+        return "Triton builds its launchers with a C compiler, and there is none: install gcc or clang, or set CC"
+    return None
+
+
+def _version() -> str | None:
+    """Triton's, without importing it, which takes a second; None if it is not installed."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    for name in NAMES:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
     return None
 
 
@@ -63,6 +83,8 @@ def why_not(problem: Problem) -> str | None:
         return "it has no projection (proj_size)"
     if _current(problem).sm < 80:
         return "it needs a GPU of compute capability 8.0 or newer"
+    if not problem.traced and not problem.packed and problem.T * problem.B * problem.D >= ROWS:
+        return f"it counts rows in 32 bits, got {problem.T} steps of {problem.B} rows in {problem.D} directions"
     return None
 
 
@@ -95,7 +117,7 @@ def plan(
     Raises:
         ValueError: the regime that `route` names cannot take it; says why.
     """
-    device = INTERPRETED_AS if gpu is None else _device(gpu)
+    device = INTERPRETED_AS if gpu is None or interpreting() else _device(gpu)
     regime = config.REGIMES[route & 7]
     return _plan(cell, T, B, S, H, DTYPES[dtype], bool(route & products.ALLOW_TF32), backward, masked, device, regime)
 
@@ -120,7 +142,7 @@ def _plan(
 
 
 def _current(problem: Problem) -> config.Device:
-    if problem.device == "cpu":
+    if problem.device == "cpu" or interpreting():
         return INTERPRETED_AS
     return _of_this_machine()
 

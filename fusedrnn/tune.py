@@ -32,6 +32,11 @@ APART = 0.05
 """Largest difference of outputs and gradients, over the largest value: rounding in bf16 differs by less."""
 DTYPES = {text: dtype for dtype, text in measured.DTYPES.items()}
 
+
+class WrongResult(ValueError):
+    """Fused kernels and torch's own op differ by more than rounding."""
+
+
 Clock = Callable[[Callable[[], object]], float]
 """Seconds that a call takes on the device."""
 
@@ -55,7 +60,14 @@ def grid() -> Iterator[Point]:
 def run(
     budget_s: float, clock: Clock, device: torch.device, backend: str = "cuda", show: Callable[[str], None] = print
 ) -> list[Point]:
-    """Measures as many points of the grid as the budget allows; what the fused kernels cannot take is left out."""
+    """Measures as many points of the grid as the budget allows.
+
+    What the fused kernels or the memory cannot take is left out. Where the kernels fail in another way (they do not
+    compile, say), their ratio is 0, so that "auto" does not take them there for the sake of a neighbour.
+
+    Raises:
+        WrongResult: as of `measure`.
+    """
     deadline, found = time.perf_counter() + budget_s, list[Point]()
     for point in grid():
         point = replace(point, backend=backend)
@@ -65,8 +77,13 @@ def run(
         try:
             ratio = measure(point, clock, device)
         except (UnsupportedProblem, torch.OutOfMemoryError) as error:
-            show(f"{_name(point)}: left out, {str(error).splitlines()[0]}")
+            show(f"{_name(point)}: left out, {_line(error)}")
             continue
+        except (WrongResult, BackendUnavailable):
+            raise
+        except Exception as error:  # of any compiler or driver: it must not cost the other points
+            show(f"{_name(point)}: failed, {_line(error)}")
+            ratio = 0.0
         found.append(replace(point, ratio=round(ratio, 3)))
         show(f"{_name(point)}: {ratio:.2f}")
     return found
@@ -76,7 +93,7 @@ def measure(point: Point, clock: Clock, device: torch.device) -> float:
     """torch's time over ours: the median of pairs, in alternating order.
 
     Raises:
-        ValueError: the results differ by more than rounding.
+        WrongResult: the results differ by more than rounding.
         UnsupportedProblem, BackendUnavailable: the backend cannot take the call.
     """
     spec, dtype = _cell(point.cell), DTYPES[point.dtype]
@@ -113,7 +130,7 @@ def _compare(point: Point, stock: nn.Module, ours: nn.Module, x: Tensor, dy: Ten
     for a, b in zip(theirs, own, strict=True):
         difference = float((a - b).abs().max() / a.abs().max().clamp(min=1e-6))
         if not difference <= APART:  # NaN is wrong too
-            raise ValueError(
+            raise WrongResult(
                 f"{_name(point)}: the fused kernel differs from torch's own op by {difference:.2g} of its largest"
             )
 
@@ -131,6 +148,10 @@ def _twin(layer: nn.Module) -> nn.Module:
     twin.to(next(layer.parameters()))
     twin.load_state_dict(layer.state_dict())
     return twin
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _cell(name: str) -> CellSpec:
@@ -166,13 +187,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"tune: no fused kernels: {ops.cuda_missing}; {triton_plan.missing()}", file=sys.stderr)
         return 1
     with torch.cuda.device(options.device):
-        name = torch.cuda.get_device_name()
-        try:
-            share, gpu = options.budget / len(there), torch.device("cuda", options.device)
-            found = [point for backend in there for point in run(share, device_seconds, gpu, backend)]
-        except (ValueError, BackendUnavailable) as error:
-            print(f"tune: {error}", file=sys.stderr)
-            return 1
+        name, gpu = torch.cuda.get_device_name(), torch.device("cuda", options.device)
+        found, refused = list[Point](), list[str]()
+        for backend in there:
+            try:
+                found += run(options.budget / len(there), device_seconds, gpu, backend)
+            except (WrongResult, BackendUnavailable) as error:
+                refused.append(backend)
+                print(f"tune: {error}; nothing that was measured of {backend} is kept", file=sys.stderr)
     if not found:
         print("tune: nothing was measured, no table is written", file=sys.stderr)
         return 1
@@ -180,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measured.write(path, name, found, facts())
     ahead = sum(point.ratio >= 1 for point in found)
     print(f"fused kernels faster at {ahead} of {len(found)} points; table: {path}")
-    return 0
+    return 1 if refused else 0
 
 
 def facts() -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Hidden units that only fill up: the CUDA kernels take a multiple of eight.
+"""Hidden units that only fill up: the kernels of a GPU get a multiple of eight.
+
+The CUDA kernels take no other; the Triton kernels mask what is missing, and spill registers where sixteen bytes of a
+row do not lie together.
 
 A unit whose weights, biases and initial state are zero keeps a state of zero, whatever the cell. So a layer runs on
 padded weights, and the units are cut off its outputs; the gradients follow by themselves.
@@ -11,15 +14,9 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import ops
 from .spec import CellSpec
 
 MULTIPLE = 8
-
-
-def odd(H: int, route: int) -> bool:
-    """Whether the kernels that `route` means need units to fill up: the Triton kernels mask them."""
-    return H % MULTIPLE != 0 and not route & ops.TRITON
 
 
 def padded(

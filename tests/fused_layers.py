@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
 import fusedrnn
-from fusedrnn import packed
+from fusedrnn import ops, packed
 from fusedrnn.spec import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec
 
 DOUBLE = torch.double
@@ -136,6 +136,25 @@ class FusedLayers:
         layer.backend = self.backend
         monkeypatch.setattr(packed._Grid, "pad", None)
         layer(pack_sequence(list(x.split(LENGTHS)), enforce_sorted=False))[0].data.sum().backward()
+
+    def test_packed_rows_keep_gates_for_backward_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        layer, saved = fusedrnn.LSTM(4, 8, backend=self.backend), []
+        scan_for = ops.scan_for
+
+        def watched(route: int) -> Any:
+            def run(*given: Any, **more: Any) -> Any:
+                out = scan_for(route)(*given, **more)
+                saved.append(out[2].numel() > 0)
+                return out
+
+            return run
+
+        monkeypatch.setattr(ops, "scan_for", watched)
+        rows = pack_sequence(list(torch.randn(sum(LENGTHS), 4).split(LENGTHS)), enforce_sorted=False)
+        layer(rows)
+        with torch.no_grad():
+            layer(rows)
+        assert saved == [True, False]
 
     def test_packed_gradients_do_not_feel_autocast(self) -> None:
         layer = fusedrnn.GRU(4, 8, backend=self.backend)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -12,7 +13,7 @@ import torch
 
 import fusedrnn
 from fusedrnn import __main__ as command
-from fusedrnn import measured, tune
+from fusedrnn import measured, ops, triton_plan, tune
 from fusedrnn.measured import Point
 from fusedrnn.spec import GRU, LSTM, Problem
 
@@ -64,9 +65,23 @@ def test_the_fastest_of_those_that_can_answers() -> None:
     ship(point(256, 16, 1.5), point(256, 16, 2.5, backend="triton"), point(1024, 16, 0.9, backend="triton"))
     assert measured.faster(problem(), NAME) == "triton"
     assert measured.faster(problem(), NAME, ["cuda"]) == "cuda"
-    assert measured.faster(problem(H=1024), NAME) == "cuda"  # its nearest point, at 256, is ahead of 0.9
+    assert measured.faster(problem(H=1024), NAME) == "aten"  # of the CUDA kernels nothing is measured there
+    assert measured.faster(problem(H=1024), NAME, ["cuda"]) == "cuda"
     assert measured.faster(problem(H=1024), NAME, ["triton"]) == "aten"
     assert measured.faster(problem(), NAME, []) is None
+
+
+def test_ratios_at_different_sizes_are_not_compared() -> None:
+    """A kernel that is far ahead at small sizes is not taken for one that is ahead at large ones."""
+    ship(point(64, 16, 9.0), point(64, 16, 8.0, backend="triton"), point(256, 16, 1.5, backend="triton"))
+    assert measured.faster(problem(H=64), NAME) == "cuda"
+    assert measured.faster(problem(H=256), NAME) == "triton"
+
+
+def test_where_kernels_failed_they_are_not_taken() -> None:
+    ship(point(256, 16, 0.0), point(256, 16, 1.5, backend="triton"), point(512, 16, 0.0, backend="triton"))
+    assert measured.faster(problem(), NAME) == "triton"
+    assert measured.faster(problem(H=512), NAME) == "aten"
 
 
 @pytest.mark.parametrize(
@@ -214,6 +229,41 @@ def test_tune_leaves_out_what_the_kernels_refuse(monkeypatch: pytest.MonkeyPatch
     told: list[str] = []
     assert tune.run(5.0, lambda call: 1.0, torch.device("cpu"), show=told.append) == []
     assert told[0].endswith("left out, too wide")
+
+
+def test_tune_goes_on_where_kernels_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(point: Point, *_: object) -> float:
+        if point.H == 128:
+            raise RuntimeError("out of resource: shared memory")
+        return 2.0
+
+    monkeypatch.setattr(tune, "measure", fail)
+    told: list[str] = []
+    found = tune.run(5.0, lambda call: 1.0, torch.device("cpu"), show=told.append)
+    assert {point.ratio for point in found if point.H == 128} == {0.0}
+    assert {point.ratio for point in found if point.H != 128} == {2.0}
+    assert told[0].endswith("failed, out of resource: shared memory")
+
+
+def test_what_is_wrong_does_not_cost_the_other_kernels(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing of the kernels that are wrong is kept, all of the others."""
+
+    def measure(point: Point, *_: object) -> float:
+        if point.backend == "triton" and point.H == 256:
+            raise tune.WrongResult("triton gru H256: differs")
+        return 2.0
+
+    monkeypatch.setattr(tune, "measure", measure)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda index: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: NAME)
+    monkeypatch.setattr(ops, "cuda_missing", None)
+    monkeypatch.setattr(triton_plan, "missing", lambda: None)
+    assert tune.main(["--out", str(tmp_path / "table.json")]) == 1
+    assert {point.backend for point in measured.read(tmp_path / "table.json") or ()} == {"cuda"}
+    assert "nothing that was measured of triton is kept" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

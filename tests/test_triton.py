@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -56,13 +59,48 @@ def test_the_reason_is_named_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch
         with pytest.raises(UnsupportedProblem, match="it runs on NVIDIA GPUs, the input is on cpu"):
             layer(x)
 
-    def none(name: str) -> str:
-        raise importlib.metadata.PackageNotFoundError(name)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with forgotten(), pytest.raises(BackendUnavailable, match="Triton is not installed"):
+        layer(x)
 
-    monkeypatch.setattr(importlib.metadata, "version", none)
+
+@contextmanager
+def forgotten() -> Iterator[None]:
+    """What is missing is asked anew inside, and after."""
     triton_plan._triton_missing.cache_clear()
     try:
-        with pytest.raises(BackendUnavailable, match="Triton is not installed"):
-            layer(x)
+        yield
     finally:
         triton_plan._triton_missing.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("installed", "told"), [("3.5.1", "Triton 3.5.1 is installed, it needs 3.6"), ("3.10.0", None), ("3.6.0+git", None)]
+)
+@pytest.mark.parametrize("name", triton_plan.NAMES)
+def test_triton_is_known_by_any_of_its_names(
+    name: str, installed: str, told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(asked: str) -> str:
+        if asked != name:
+            raise importlib.metadata.PackageNotFoundError(asked)
+        return installed
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(triton_plan.shutil, "which", lambda name: name)
+    with forgotten():
+        reason = triton_plan.missing()
+    assert told is None if reason is None else reason.startswith(told or "-")
+
+
+@needs_triton
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere Triton brings a compiler of its own")
+def test_a_c_compiler_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(triton_plan.shutil, "which", lambda name: None)
+    with forgotten():
+        assert "C compiler" in str(triton_plan.missing())
+    monkeypatch.setenv("CC", "cc")
+    with forgotten():
+        assert triton_plan.missing() is None

@@ -1,4 +1,4 @@
-"""What Triton's compiler makes of the kernels that hold W_hh, on no GPU: the widest, for sm_80 and sm_90.
+"""What Triton's compiler makes of the kernels that hold W_hh, on no GPU: the widest, for sm_80, sm_89 and sm_90.
 
 `python tools/triton_check.py` compiles them all.
 """
@@ -55,6 +55,16 @@ WIDEST = [
     job(90, LSTM, "half", "grid", BACKWARD, 1024),
     job(90, TANH, "half", "grid", FORWARD, 1024),
     job(80, LSTM, "half", "grid", FORWARD, 512),
+    # sm_89 and sm_86 have a tenth of a megabyte of shared memory
+    job(89, GRU, "half", "resident", FORWARD),
+    job(89, LSTM, "tf32", "resident", BACKWARD),
+    job(89, LSTM, "half", "grid", FORWARD, 512),
+    *(
+        job(89, cell, kind, "grid", BACKWARD, config.GRID[kind][89][cell])
+        for cell in (GRU, LSTM, TANH)
+        for kind in ("tf32", "tf32x3")
+        if config.GRID[kind][89][cell]
+    ),
 ]
 ANYWHERE = [job(80, GRU, "fp64", "step", BACKWARD, 64), job(90, LSTM, "half", "streamed", FORWARD, 256)]
 RESIDENT, STREAMED = WIDEST[0], ANYWHERE[1]
@@ -88,10 +98,10 @@ def test_the_other_regimes_compile(one: Job, compiled: dict[Job, Report | str]) 
     assert fault(one, report) is None
 
 
-def test_the_cells_and_both_architectures_are_there() -> None:
+def test_the_cells_and_architectures_are_there() -> None:
     for regime in triton_check.HOLDS:
         assert {one.cell for one in WIDEST if one.how.regime == regime} == {GRU, LSTM, TANH}
-        assert {one.sm for one in WIDEST if one.how.regime == regime} == {80, 90}
+        assert {one.sm for one in WIDEST if one.how.regime == regime} == {80, 89, 90}
 
 
 # What it would look like, were it not so

@@ -7,8 +7,10 @@ import re
 from math import ceil
 
 import pytest
+import torch
 
-from fusedrnn import triton_plan
+from fusedrnn import spec, triton_plan
+from fusedrnn.spec import Problem
 from fusedrnn.triton_kernels import config
 from fusedrnn.triton_kernels.config import GRU, LSTM, RELU, TANH, Device, Plan
 
@@ -219,3 +221,25 @@ def test_the_interpreter_never_waits() -> None:
 )
 def test_a_plan_is_one_line(asked: dict[str, object], line: str) -> None:
     assert str(plan(**asked)) == line  # type: ignore[arg-type]
+
+
+# A call's own words
+
+
+def test_too_many_rows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_plan, "missing", lambda: None)
+    half = Problem(spec.GRU, 2**16, 2**14, 1, 8, device="cuda")
+    for more in ({}, {"T": 2**17 - 1}, {"T": 2**17, "packed": True}):  # packed rows are those that there are
+        assert triton_plan.why_not(half._replace(**more)) is None
+    for more in ({"T": 2**17}, {"B": 2**15}, {"D": 2}):
+        assert "32 bits" in str(triton_plan.why_not(half._replace(**more)))
+
+
+def test_interpreted_tensors_of_a_gpu_wait_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With TRITON_INTERPRET=1 programs run one after the other, wherever tensors are."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    route = triton_plan.code("triton")
+    chosen = triton_plan.plan(GRU, 512, 16, 1, 512, torch.bfloat16, route, False, False, 0)
+    assert chosen.regime != "grid"
+    problem = Problem(spec.GRU, 512, 16, 512, 512, dtype=torch.bfloat16, device="cuda")
+    assert triton_plan.regime(problem, "triton") == chosen.regime

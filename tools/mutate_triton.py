@@ -73,6 +73,7 @@ def runs() -> list[Run]:
     for cell, regime in ((RNN_TANH, "resident"), (RNN_RELU, "resident"), (RNN_TANH, "streamed")):
         found += [Run(Case(cell, 3, 3, 5, 2, **masks), regime, backward) for backward in (False, True)]
     found += [Run(Case(GRU, 3, 2, 5), "resident", backward, "bf16") for backward in (False, True)]
+    found += [Run(Case(RNN_TANH, 3, 3, 20), "resident", False, "fp32")]
     waiting = [
         *(Case(cell, 3, 3, 20, 2, **masks) for cell in (GRU, LSTM)),
         *(Case(cell, 1, 2, 20) for cell in (GRU, LSTM)),

@@ -117,6 +117,9 @@ FAULTS = (
     Fault("the last states are the longest row's", TILED, "row_at(n - 1", "row_at(T - 1"),
     Fault("a launch makes a step too few", TILED, "tl.minimum(q1, longest(lengths, n, T))", "tl.minimum(q1, T - 1)"),
     # the cells
+    Fault("tanh: no end of the polynomial in float32", "cells.hyperbolic_tangent", " - 5.70498872745345e-3 * s", ""),
+    Fault("tanh: no end of the polynomial in float64", "cells.hyperbolic_tangent", "-9.64399179425052238628e-1", "0.0"),
+    Fault("tanh: the polynomial too far out", "cells.hyperbolic_tangent", "0.390625", "2.0"),
     Fault("GRU: second derivatives of n", "cells.backward", "            dn += dkept[2]\n"),
     Fault("GRU: second derivatives of q", "cells.backward", "            dq += dkept[3]\n"),
     Fault("GRU: the direct half of dh", "cells.backward", "passed = dh * z", "passed = dh"),

@@ -83,7 +83,7 @@ RESIDENT = {
 GRID = {
     "half": {90: (1536, 1024, 2048), 80: (1024, 1024, 1536), 89: (768, 512, 1536)},
     "tf32": {90: (512, 512, 1024), 80: (512, 512, 1024), 89: (384, 256, 1024)},
-    "tf32x3": {90: (256, 0, 768), 80: (256, 0, 512), 89: (256, 0, 512)},
+    "tf32x3": {90: (256, 0, 768), 80: (256, 0, 512), 89: (0, 0, 512)},
 }
 WIDTHS = (256, 384, 512, 768, 1024, 1536, 2048)
 """What the grid rounds H up to: each is a kernel of its own."""
@@ -208,7 +208,7 @@ def _grid(cell: int, B: int, S: int, H: int, kind: str, precision: str, backward
     # as much at once as leaves no part empty and takes 16 KB, or 32 KB in float32
     inner = next(inner for inner in (64, 32, 16) if width % (inner * k_split) == 0)
     tiles = min(ceil(B / 16), device.sms // (S * ceil(H / 16)))
-    fills = (kind == "half" and width >= 1024 and device.sm == 90) or (kind == "tf32" and cell == LSTM)
+    fills = (kind == "half" and width >= 1024 and device.sm == 90) or (kind == "tf32" and cell == LSTM and width > 256)
     registers = None if backward and fills else REGISTERS
     return Plan("grid", precision, units=16, warps=8, registers=registers, inner=inner, k_split=k_split, tiles=tiles)
 

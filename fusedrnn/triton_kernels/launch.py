@@ -100,7 +100,9 @@ def _run(
         "ROWS": how.rows,
         "STAGES": how.stages,
         "num_warps": how.warps,
+        "num_stages": how.stages,
         "maxnreg": how.registers,
+        "enable_fp_fusion": True,
     }
     tiles = triton.cdiv(B, how.rows)
     if how.regime == "resident":
@@ -146,16 +148,24 @@ def _steps_and_rows(sequence: Tensor, lengths: Tensor | None, offsets: Tensor | 
 def _masks(
     lengths: Tensor | None, reset: Tensor | None, offsets: Tensor | None, dtype: torch.dtype
 ) -> tuple[Any, tuple[int, ...]]:
-    """Pointers and strides: views over a layer's streams are read as they are.
+    """Pointers and strides: views over a layer's streams are read as they are, where 32 bits address their rows.
 
-    But in float64 a byte of reset becomes eight: Triton 3.6 lays the operands of a product out for the narrowest load
+    In float64 a byte of reset becomes eight: Triton 3.6 lays the operands of a product out for the narrowest load
     that they depend on, their masks' too, and has but one layout for float64.
     """
     if reset is not None:
-        reset = reset.long() if dtype == torch.float64 else reset.view(torch.uint8)
+        reset = _near(reset.long() if dtype == torch.float64 else reset.view(torch.uint8))
+    lengths = None if lengths is None else _near(lengths)
     of_lengths = (0, 0) if lengths is None else lengths.stride()
     of_reset = (0, 0, 0) if reset is None else reset.stride()
     return (lengths, reset, None if offsets is None else offsets.contiguous()), (*of_lengths, *of_reset)
+
+
+def _near(mask: Tensor) -> Tensor:
+    """The mask, or a copy without the gaps of a view whose last element is 2^31 elements behind its first, or more."""
+    return (
+        mask if sum((n - 1) * s for n, s in zip(mask.shape, mask.stride(), strict=True)) < 2**31 else mask.contiguous()
+    )
 
 
 def _dense(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

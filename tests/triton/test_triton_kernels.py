@@ -139,3 +139,18 @@ def test_inputs_of_any_strides() -> None:
     dy = torch.ones(1, 1, 1, 1, dtype=torch.float64).expand_as(y)
     one, other = (launch.scan_backward(d, *[None] * 4, *inputs[5:], *rest, how) for d in (dy, dy.contiguous()))
     assert_same(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_small_states_are_not_lost(dtype: torch.dtype) -> None:
+    """tanh(x) is x there, whatever a rounding of 1 is."""
+    for scale in (1e-2, 1e-4, 1e-8, 1e-30):
+        gates_x, *_, w, _ = draw(Case(RNN_TANH, 3, 2, 5), dtype).given
+        gates_x *= scale
+        y, *_ = launch.scan(gates_x, None, None, w, *[None] * 4, RNN_TANH.code, 1, True, small("resident", 5))
+        h, w, truth = torch.zeros(2, 5, dtype=torch.double), w.double(), []
+        for x in gates_x.double():
+            h = torch.tanh(x[:, 0] + h @ w[0].T)
+            truth.append(h)
+        error = (y[:, :, 0].double() - torch.stack(truth)).norm() / torch.stack(truth).norm()
+        assert error < 8 * torch.finfo(dtype).eps, (scale, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ from test_functional import results
 from torch import Tensor
 
 import fusedrnn
-from fusedrnn import ops, triton_plan
+from fusedrnn import ops
 from fusedrnn.errors import UnsupportedProblem
 from fusedrnn.spec import GRU, LSTM, RNN_RELU, CellSpec
+from fusedrnn.triton_kernels import launch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -193,10 +195,25 @@ def test_no_rows(cell: CellSpec) -> None:
     assert gradient.shape == x.shape
 
 
-def test_an_old_triton_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    triton_plan._triton_missing.cache_clear()
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "3.5.1")
-    try:
-        assert "3.5.1 is installed" in str(triton_plan.missing())
-    finally:
-        triton_plan._triton_missing.cache_clear()
+def test_hidden_units_are_filled_up(cell: CellSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a multiple of eight, where the kernels do not spill."""
+    seen = []
+    scan = launch.scan
+    monkeypatch.setattr(launch, "scan", lambda *given: seen.append(given[3].shape[2]) or scan(*given))
+    for H in (1, 8, 13):
+        Bare(cell, 3, H, backend="triton")(torch.randn(2, 2, 3))
+    assert seen == [8, 8, 16]
+
+
+@pytest.mark.parametrize("name", ["lengths", "reset"])
+def test_masks_of_rows_that_lie_far_apart(name: str, tmp_path: Path) -> None:
+    """More than 2^31 elements: the file behind them is never read, but for the elements themselves."""
+    row, B = 2**30, 3
+    dtype, shape, strides = (torch.int64, (B,), (row,)) if name == "lengths" else (torch.bool, (T, B), (1, row))
+    memory = torch.from_file(str(tmp_path / "mask"), shared=True, size=(B - 1) * row + T, dtype=dtype)
+    mask = memory.as_strided(shape, strides)
+    mask[..., -1] = mask[..., 0] = 1
+    layer, x = Bare(GRU, 3, 5, backend="triton"), torch.randn(T, B, 3)
+    found = layer(x, **{name: mask})
+    layer.backend = "reference"
+    torch.testing.assert_close(found, layer(x, **{name: mask}))
