@@ -89,19 +89,18 @@ def run(ctx: Context) -> None:
 
 
 def _run(ctx: Context) -> None:
-    ctx.recorder.add(
-        *(
-            measured(STUDY, "bound", "", [norm**lag], f"norm {norm:g}", T=lag, provider="bound", mode=f"{norm:g}")
-            for norm in NORMS
-            for lag in LAGS
+    for _ in ctx.todo(STUDY, {"bounds": None}):
+        ctx.recorder.add(
+            *(
+                measured(STUDY, "bound", "", [norm**lag], f"norm {norm:g}", T=lag, provider="bound", mode=f"{norm:g}")
+                for norm in NORMS
+                for lag in LAGS
+            )
         )
-    )
     refused = {cell: reason for cell in CELLS if (reason := disagrees(Setting(cell, "uniform", "loud", 1.0)))}
     ctx.recorder.add(*(remark(STUDY, "failed", reason, cell) for cell, reason in refused.items()))
-    for index, setting in enumerate(setting for setting in grid() if setting.cell not in refused):
-        if index and ctx.budget.left <= 0:
-            ctx.skip(STUDY, setting.name, "the budget of this study was spent")
-            continue
+    right = {setting.name: setting for setting in grid() if setting.cell not in refused}
+    for setting, _ in ctx.todo(STUDY, right):
         ctx.progress.show(f"Jacobians: {setting.name}")
         mode = OWN if setting.norm is None else f"{setting.norm:g}"
         where: dict[str, Any] = {"cell": setting.cell, "H": _width(setting), "dtype": "fp64", "mode": mode}
