@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import gpu_plan, modes, triton_plan
+from . import gpu_plan, jagged, modes, triton_plan
 from .backends import AUTO, BACKENDS, dtype_name, override, pick
 from .errors import BackendUnavailable, UnsupportedProblem
 from .spec import Problem, by_mode
@@ -121,6 +121,10 @@ def _problem(
 ) -> Problem:
     if isinstance(input, PackedSequence):
         x, steps, rows = input.data, len(input.batch_sizes), int(input.batch_sizes[0])
+    elif input.is_nested:
+        jagged.check(type(layer).__name__, input, layer.batch_first, lengths is not None or reset is not None)
+        ragged = jagged.Rows(input)
+        x, lengths, steps, rows = ragged.values, ragged.lengths, ragged.grid.T, ragged.grid.B
     else:
         x = input
         steps, rows = (1, 0) if layer.batch_first else (0, 1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import checks, functional, onnx, packed
+from . import checks, functional, jagged, onnx, packed
 from .errors import UnsupportedProblem
 from .spec import by_mode
 from .standin import StandIn, onnx_exports, torchscript_traces
@@ -55,14 +55,14 @@ class _Layer(StandIn, nn.RNNBase):
         """Runs every layer over every time step.
 
         Args:
-            input: [T, B, I], [B, T, I] with `batch_first`, [T, I] unbatched, or a PackedSequence. Any strides; the
-                weights' dtype, or any under autocast.
+            input: [T, B, I], [B, T, I] with `batch_first`, [T, I] unbatched, a PackedSequence or, with `batch_first`, a
+                jagged nested tensor [B, j, I]. Any strides; the weights' dtype, or any under autocast.
             hx: the initial state, zeros if None: h_0 [L*D, B, H], for the LSTM (h_0 [L*D, B, P or H], c_0 [L*D, B, H]);
                 without B for unbatched input. Any strides.
             lengths: [B] integers, on any device, in any order, never read by the host: row b has `lengths[b]` steps,
                 the rest is padding. There, outputs are 0; h_n is the state after the last real step (h_0 if there is
-                none); the reverse direction starts at the last real step. Not with a PackedSequence, which carries its
-                own.
+                none); the reverse direction starts at the last real step. Not with a PackedSequence or a nested tensor,
+                which carry their own.
             reset: [T, B] bool, [B, T] with `batch_first`, [T] unbatched. True at t separates step t-1 from step t of
                 that row: forward, step t starts from zero (at t = 0, hx is dropped); reverse, step t-1 does. No
                 gradient crosses. The result equals that of the segments run one by one.
@@ -73,7 +73,8 @@ class _Layer(StandIn, nn.RNNBase):
             input, with D*H (D*P) features; h_n and c_n as hx.
 
         Raises:
-            ValueError: input is not 2-D or 3-D; its dtype or hx's is not the weights'; lengths or reset do not fit it.
+            ValueError: input is not 2-D or 3-D; its dtype or hx's is not the weights'; lengths or reset do not fit it;
+                it is nested, and not jagged in its second axis alone.
             RuntimeError: a size or a device does not fit, or T is 0. Types and texts are torch's.
             UnsupportedProblem: the backend asked for by name cannot take this call; the text says why.
         """
@@ -87,6 +88,8 @@ class _Layer(StandIn, nn.RNNBase):
                     "a PackedSequence carries its lengths and takes no reset: pad it, and pass lengths=, reset="
                 )
             return self._forward_packed(input, hx, return_states)
+        if input.is_nested:
+            return self._forward_jagged(input, hx, lengths is not None or reset is not None, return_states)
         rank, x, given = input.dim(), input, self._given(hx)
         if rank != 3:
             checks.input_rank(self._stock.__name__, rank)
@@ -133,6 +136,18 @@ class _Layer(StandIn, nn.RNNBase):
         if not return_states:
             return out
         return *out, States(*(s if back is None else s.index_select(2, back) for s in _stacked(kept)))
+
+    def _forward_jagged(self, input: Tensor, hx: Any, masked: bool, return_states: bool) -> Any:
+        jagged.check(self._stock.__name__, input, self.batch_first, masked)
+        given, weights = self._given(hx), self._read(self._flat_weights_names)
+        checks.state_ranks(given, 3)
+        rows = jagged.Rows(input)
+        self._check(rows.values, input.size(0), given, weights[0])
+        run: Any = onnx.recurrent if onnx_exports() else functional.recurrent
+        masks = {"lengths": rows.lengths, "reset": None, "return_states": return_states}
+        y, last, kept = run(by_mode(self.mode), rows.padded(), given, weights, **masks, **self._options())
+        out = rows.jagged(y), last if len(last) == 2 else last[0]
+        return (*out, States(*_stacked(kept))) if return_states else out
 
     def _given(self, hx: Any) -> list[Tensor]:
         """The initial states, none if they are zeros."""

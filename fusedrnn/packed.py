@@ -74,7 +74,7 @@ def recurrent(
         return _as_they_lie(problem, data, batch_sizes, hx, weights, backends.route(chosen, problem.dtype))
 
     rows_alive = torch.arange(B) < batch_sizes.unsqueeze(1)  # [T, B]
-    grid = _Grid(T, B, rows_alive.flatten().nonzero().squeeze(1).to(data.device))
+    grid = Grid(T, B, rows_alive.flatten().nonzero().squeeze(1).to(data.device))
     run = partial(
         functional.recurrent,
         spec,
@@ -101,7 +101,7 @@ def recurrent(
     return rows, tuple(torch.cat(end) for end in zip(*ends, strict=True)), states
 
 
-class _Grid(NamedTuple):
+class Grid(NamedTuple):
     """Where packed rows stand among [T, B] padded ones."""
 
     T: int

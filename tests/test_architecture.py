@@ -22,6 +22,7 @@ LAYERS = (
     {"__init__"},
     {"convert", "explanation"},
     {"modules"},
+    {"jagged"},
     {"cells", "packed", "onnx"},
     {"functional", "packed_scan"},
     {"stack"},
