@@ -13,6 +13,7 @@ from . import gpu_plan, jagged, modes, triton_plan
 from .backends import AUTO, BACKENDS, dtype_name, override, pick
 from .errors import BackendUnavailable, UnsupportedProblem
 from .spec import Problem, by_mode
+from .stack import truncates
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Explanation:
     def __str__(self) -> str:
         p = self.problem
         sizes = [f"{name}={getattr(p, name)}" for name in ("T", "B", "I", "H", "L", "D", "proj_size")]
-        flags = ("grad", "packed", "lengths", "reset", "return_states", "recompute", "traced")
+        flags = ("grad", "packed", "lengths", "reset", "return_states", "recompute", "bptt", "traced")
         asks = [name for name in flags if getattr(p, name)]
         head = " ".join([p.cell.mode, *sizes[: 7 if p.proj_size else 6], dtype_name(p.dtype), p.device, *asks])
         chosen = self.chosen or ""
@@ -129,7 +130,8 @@ def _problem(
         x = input
         steps, rows = (1, 0) if layer.batch_first else (0, 1)
         steps, rows = (x.shape[0], 1) if x.dim() == 2 else (x.shape[steps], x.shape[rows])
-    tensors = (x, *layer.parameters())
+    traced, tensors = modes.traced(), (x, *layer.parameters())
+    grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     return Problem(
         by_mode(layer.mode),
         steps,
@@ -143,12 +145,13 @@ def _problem(
         x.device.type,
         layer.bias,
         layer.dropout if layer.training else 0.0,
-        torch.is_grad_enabled() and any(t.requires_grad for t in tensors),
+        grad,
         lengths is not None,
         reset is not None,
         return_states,
         getattr(layer, "recompute", False),
-        modes.traced(),
+        traced,
         torch.get_num_threads(),
         isinstance(input, PackedSequence),
+        truncates(getattr(layer, "bptt", None), steps, grad, traced),
     )

@@ -35,11 +35,21 @@ class _Layer(StandIn, nn.RNNBase):
     """All that the three layers share: everything but the cell."""
 
     recompute: bool
+    bptt: int | None = None
 
-    def __init__(self, mode: str, *args: Any, backend: str = "auto", recompute: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        mode: str,
+        *args: Any,
+        backend: str = "auto",
+        recompute: bool = False,
+        bptt: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         nn.RNNBase.__init__(self, mode, *args, **kwargs)
         self.backend = backend
         self.recompute = recompute
+        self.bptt = bptt
 
     def flatten_parameters(self) -> None:
         """Does nothing and need not be called: weights are read where they lie, there is no flat buffer."""
@@ -169,6 +179,7 @@ class _Layer(StandIn, nn.RNNBase):
             "bidirectional": self.bidirectional,
             "proj_size": self.proj_size,
             "recompute": self.recompute,
+            "bptt": self.bptt,
             "backend": self.backend,
         }
 
@@ -207,6 +218,10 @@ class GRU(_Layer):
             called "cudnn" on a GPU) or "reference". `layer.backend = ...` changes it, `use_backend` overrides it,
             `explain` tells what it comes to.
         recompute: keep only the states for backward and rebuild the gates there: less memory, one more GEMM.
+        bptt: k, to truncate backpropagation through time: no gradient crosses from step k to step k-1, 2k to 2k-1, ...;
+            the states do, so outputs stay what they are. Equals segments of k steps with detached states between them;
+            likewise in the reverse direction, which hands its states over at the same steps. None: gradients through
+            all steps.
 
     Attributes:
         weight_ih_l{k}, weight_ih_l{k}_reverse: [3*H, I], [3*H, D*H] for k > 0, rows in the order r, z, n.
@@ -237,6 +252,7 @@ class GRU(_Layer):
         *,
         backend: str = "auto",
         recompute: bool = False,
+        bptt: int | None = None,
     ) -> None: ...
 
     @overload
@@ -288,6 +304,7 @@ class LSTM(_Layer):
         *,
         backend: str = "auto",
         recompute: bool = False,
+        bptt: int | None = None,
     ) -> None: ...
 
     @overload
@@ -329,6 +346,7 @@ class RNN(_Layer):
         *,
         backend: str = "auto",
         recompute: bool = False,
+        bptt: int | None = None,
     ) -> None: ...
 
     @overload

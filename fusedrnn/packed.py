@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from . import autograd, backends, cudnn, functional, modes, packed_scan
 from .spec import LSTM, CellSpec, Problem
+from .stack import truncates
 
 States = tuple[Tensor, ...]
 
@@ -31,6 +32,7 @@ def recurrent(
     proj_size: int,
     recompute: bool,
     return_states: bool,
+    bptt: int | None,
     backend: str,
 ) -> tuple[Tensor, States, list[States]]:
     """As `functional.recurrent`, for packed rows.
@@ -45,6 +47,7 @@ def recurrent(
     """
     T, B, D = len(batch_sizes), int(batch_sizes[0]), 2 if bidirectional else 1
     active = dropout if training and num_layers > 1 else 0.0
+    grad, traced = torch.is_grad_enabled() and autograd.any_requires_grad(data, *weights), modes.traced()
     problem = Problem(
         spec,
         T,
@@ -58,19 +61,20 @@ def recurrent(
         data.device.type,
         bias,
         active,
-        torch.is_grad_enabled() and autograd.any_requires_grad(data, *weights),
+        grad,
         lengths=False,  # torch's own op takes packed rows, though no lengths
         return_states=return_states,
         recompute=recompute,
-        traced=modes.traced(),
+        traced=traced,
         threads=torch.get_num_threads(),
         packed=True,
+        bptt=truncates(bptt, T, grad, traced),
     )
     chosen = backends.choose(backend, problem)
     if chosen == "aten":
         return _by_torch(problem, data, batch_sizes, hx, weights, training)
 
-    if backends.has_route(chosen) and not (recompute or return_states or problem.traced):
+    if backends.has_route(chosen) and not (recompute or return_states or problem.bptt or traced):
         return _as_they_lie(problem, data, batch_sizes, hx, weights, backends.route(chosen, problem.dtype))
 
     rows_alive = torch.arange(B) < batch_sizes.unsqueeze(1)  # [T, B]
@@ -84,6 +88,7 @@ def recurrent(
         lengths=rows_alive.sum(0),
         recompute=recompute,
         return_states=return_states,
+        bptt=bptt,
         backend=chosen,
     )
     if not active:

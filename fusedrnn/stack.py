@@ -11,7 +11,7 @@ from torch import _VF, Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from . import autograd, backends, cudnn, modes, reference
+from . import autograd, backends, cudnn, modes, reference, truncated
 from .spec import CELLS, LSTM, CellSpec, Problem
 
 States = tuple[Tensor, ...]
@@ -35,6 +35,7 @@ def recurrent(
     reset: Tensor | None = None,
     recompute: bool = False,
     return_states: bool = False,
+    bptt: int | None = None,
     backend: str = backends.AUTO,
 ) -> tuple[Tensor, States, list[States]]:
     """Runs all layers, and checks nothing.
@@ -54,6 +55,7 @@ def recurrent(
         reset: [T,B] bool: where the state does not pass from step t-1 to step t, in either direction.
         recompute: keep states only for backward, and rebuild the gates there.
         return_states: also return every state of every step.
+        bptt: steps after which gradients end, None for none.
         backend: the backend's name.
 
     Returns:
@@ -75,6 +77,8 @@ def recurrent(
     directions, traced = 2 if bidirectional else 1, modes.traced()
     active = dropout if training else 0.0
     steps, rows, features = input.shape
+    grad = torch.is_grad_enabled() and autograd.any_requires_grad(input, *(hx or ()), *weights)
+    cut = bptt if truncates(bptt, steps, grad, traced) else None
     problem = Problem(
         spec,
         steps,
@@ -88,13 +92,14 @@ def recurrent(
         input.device.type,
         bias,
         active,
-        torch.is_grad_enabled() and autograd.any_requires_grad(input, *(hx or ()), *weights),
+        grad,
         lengths is not None,
         reset is not None,
         return_states,
         recompute,
         traced,
         1 if traced else torch.get_num_threads(),
+        bptt=cut is not None,
     )
     chosen = backends.choose(backend, problem)
     if chosen == "aten":
@@ -105,6 +110,8 @@ def recurrent(
     run: Callable[..., Any] = autograd.layer if chosen == "cpu" else _reference_layer
     if backends.has_route(chosen):
         run = partial(autograd.layer, route=backends.route(chosen, input.dtype))
+    if cut is not None:
+        run = partial(truncated.layer, run, cut, ragged=traced or steps % cut != 0)
     each, x, last, states = len(weights) // num_layers, input, [], []
     for k in range(num_layers):
         h0, c0 = _initial(problem, hx, k)
@@ -115,6 +122,13 @@ def recurrent(
             states.append(tuple(_by_direction(s, directions) for s in ((y,) if cn is None else (y, cs))))
         x = F.dropout(y, active) if active and k + 1 < num_layers else y
     return y, last[0] if num_layers == 1 else tuple(map(torch.cat, zip(*last, strict=True))), states
+
+
+def truncates(bptt: int | None, steps: int, grad: bool, traced: bool) -> bool:
+    """Whether there are gradients to end: a traced T is not compared, nor does a traced tensor say what it requires."""
+    if bptt is None:
+        return False
+    return (torch.is_grad_enabled() or modes.forward_mode()) if traced else grad and bptt < steps
 
 
 def _initial(problem: Problem, hx: Sequence[Tensor] | None, layer: int) -> tuple[Tensor | None, Tensor | None]:
