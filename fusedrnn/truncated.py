@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 MaybeTensor = Tensor | None
 Layer = Callable[..., tuple[Tensor, Tensor, MaybeTensor, MaybeTensor]]
@@ -50,7 +49,7 @@ def layer(
         lengths = torch.full((B,), T, dtype=torch.int64, device=x.device)
     if lengths is not None:
         lengths = lengths.clamp(0, T)
-    parts = _Segments(T // k + ragged, k, T, B, lengths, reset, directions)
+    parts = _Segments(k, T, B, lengths, reset, directions, ragged)
     h0 = parts.initial(y.detach(), hn, h0)
     c0 = None if cn is None else parts.initial(cs.detach(), cn, c0)  # type: ignore[union-attr]
     of_parts = None if lengths is None else (lengths - parts.firsts(x.device)).clamp(0, k).flatten()
@@ -66,10 +65,10 @@ class _Segments:
     """n segments of k steps of B rows: row j*B + b of a folded tensor is segment j of row b."""
 
     def __init__(
-        self, n: int, k: int, T: int, B: int, lengths: MaybeTensor, reset: MaybeTensor, directions: int
+        self, k: int, T: int, B: int, lengths: MaybeTensor, reset: MaybeTensor, directions: int, ragged: bool
     ) -> None:
-        self.n, self.k, self.T, self.B = n, k, T, B
-        self.lengths, self.reset, self.directions = lengths, reset, directions
+        self.n, self.k, self.T, self.B = T // k + ragged, k, T, B
+        self.lengths, self.reset, self.directions, self.ragged = lengths, reset, directions, ragged
 
     def firsts(self, device: torch.device) -> Tensor:
         """The first step of each segment, [n, 1]."""
@@ -81,9 +80,9 @@ class _Segments:
 
     def _apart(self, t: Tensor) -> Tensor:
         """[T, B, ...] to [k, n, B, ...]."""
-        missing = self.n * self.k - self.T
-        padded = t if isinstance(missing, int) and missing == 0 else torch.cat([t, t.new_zeros(missing, *t.shape[1:])])
-        return padded.unflatten(0, (self.n, self.k)).transpose(0, 1)
+        if self.ragged:  # by k steps, cut to what is wanted: compilers guard against a size of 0 or 1 of what is padded
+            t = torch.cat([t, t.new_zeros(self.k, *t.shape[1:])])[: self.n * self.k]
+        return t.unflatten(0, (self.n, self.k)).transpose(0, 1)
 
     def unfolded(self, t: Tensor) -> Tensor:
         """[k, n*B, ...] to [T, B, ...]."""
