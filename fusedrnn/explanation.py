@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import gpu_plan, jagged, modes, triton_plan
+from . import checks, gpu_plan, jagged, modes, triton_plan
 from .backends import AUTO, BACKENDS, dtype_name, override, pick
 from .errors import BackendUnavailable, UnsupportedProblem
 from .spec import Problem, by_mode
-from .stack import truncates
+from .stack import compute_dtype, truncates
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def explain(
             f"explain: Expected a GRU, LSTM or RNN layer, got {type(layer).__name__}. (A cell is one step, no loop: in "
             "plain eager mode 'auto' runs torch's own op.)"
         )
-    problem = _problem(layer, input, lengths, reset, return_states)
+    problem = _problem(layer, input, hx, lengths, reset, return_states)
     asked = str(override() or getattr(layer, "backend", AUTO))
     chosen, refusal = None, None
     try:
@@ -118,8 +118,15 @@ def explain(
 
 
 def _problem(
-    layer: Any, input: Tensor | PackedSequence, lengths: Tensor | None, reset: Tensor | None, return_states: bool
+    layer: Any,
+    input: Tensor | PackedSequence,
+    hx: Any,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    return_states: bool,
 ) -> Problem:
+    cell = by_mode(layer.mode)
+    hx = None if hx is None else checks.state_list(hx, len(cell.states))
     if isinstance(input, PackedSequence):
         x, steps, rows = input.data, len(input.batch_sizes), int(input.batch_sizes[0])
     elif input.is_nested:
@@ -133,7 +140,7 @@ def _problem(
     traced, tensors = modes.traced(), (x, *layer.parameters())
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     return Problem(
-        by_mode(layer.mode),
+        cell,
         steps,
         rows,
         layer.input_size,
@@ -141,7 +148,7 @@ def _problem(
         layer.num_layers,
         2 if layer.bidirectional else 1,
         layer.proj_size,
-        modes.compute_dtype(x),
+        compute_dtype(cell, x, hx, isinstance(input, PackedSequence) or layer.proj_size > 0),
         x.device.type,
         layer.bias,
         layer.dropout if layer.training else 0.0,

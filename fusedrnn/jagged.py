@@ -20,9 +20,7 @@ def check(name: str, x: Tensor, batch_first: bool, masked: bool) -> None:
     if x.dim() != 3 or x._ragged_idx != 1:  # type: ignore[attr-defined]
         raise ValueError(f"{name}: Expected jagged input [B, j, I], ragged in its second axis, got {tuple(x.shape)}")
     if not batch_first:
-        raise ValueError(
-            f"{name}: jagged input is [B, j, I], the batch first: make the layer with batch_first=True"
-        )
+        raise ValueError(f"{name}: jagged input is [B, j, I], the batch first: make the layer with batch_first=True")
     if x.lengths() is not None:  # type: ignore[attr-defined]
         raise ValueError(f"{name}: the rows of this nested tensor have gaps between them. Close them: x.contiguous()")
     if masked:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from . import autograd, backends, cudnn, modes, reference, truncated
-from .spec import CELLS, LSTM, CellSpec, Problem
+from .spec import CELLS, GRU, LSTM, CellSpec, Problem
 
 States = tuple[Tensor, ...]
 
@@ -67,9 +67,12 @@ def recurrent(
         UnsupportedProblem: the backend asked for cannot take this call.
         BackendUnavailable: the backend asked for does not exist on this machine.
     """
-    dtype = modes.autocast_dtype(input)
-    if dtype is not None:
-        input, hx, weights = _cast(input, dtype), _cast_all(hx or (), dtype), _cast_all(weights, dtype)
+    low = modes.autocast_dtype(input)
+    if low is not None:
+        options = {"bias": bias, "num_layers": num_layers, "dropout": dropout, "training": training, "bptt": bptt}
+        options |= {"bidirectional": bidirectional, "proj_size": proj_size, "lengths": lengths, "reset": reset}
+        options |= {"recompute": recompute, "return_states": return_states, "backend": backend}
+        return _autocast(spec, input, hx or (), weights, low, options)
     if lengths is not None:
         lengths = lengths.to(input.device, torch.int64)
     if reset is not None:
@@ -103,10 +106,7 @@ def recurrent(
     )
     chosen = backends.choose(backend, problem)
     if chosen == "aten":
-        if dtype is None:
-            return _stock(problem, input, hx, weights, training)
-        with modes.without_autocast(input):
-            return _stock(problem, input, hx, weights, training)
+        return _stock(problem, input, hx, weights, training)
     run: Callable[..., Any] = autograd.layer if chosen == "cpu" else _reference_layer
     if backends.has_route(chosen):
         run = partial(autograd.layer, route=backends.route(chosen, input.dtype))
@@ -122,6 +122,39 @@ def recurrent(
             states.append(tuple(_by_direction(s, directions) for s in ((y,) if cn is None else (y, cs))))
         x = F.dropout(y, active) if active and k + 1 < num_layers else y
     return y, last[0] if num_layers == 1 else tuple(map(torch.cat, zip(*last, strict=True))), states
+
+
+def _autocast(
+    spec: CellSpec, x: Tensor, hx: Sequence[Tensor], weights: Sequence[Tensor], low: torch.dtype, options: Any
+) -> tuple[Tensor, States, list[States]]:
+    """`recurrent` where autocast asks for `low`: cast, and run without it."""
+    projects = options["proj_size"] > 0
+    dtype = low if x.dtype == torch.float64 else compute_dtype(spec, x, hx, projects)
+    with modes.without_autocast(x):
+        y, last, states = recurrent(spec, _cast(x, dtype), _cast_all(hx, dtype), _cast_all(weights, dtype), **options)
+    if projects and dtype != low and y.dtype != torch.float64:
+        y, last = projected_low(y, last, low)
+    return y, last, states
+
+
+def projected_low(y: Tensor, last: States, low: torch.dtype) -> tuple[Tensor, States]:
+    """Output and last states of an LSTM with projection as torch has them under autocast: c alone stays as it is."""
+    return y.to(low), (last[0].to(low), last[1])
+
+
+def compute_dtype(spec: CellSpec, x: Tensor, hx: Sequence[Tensor] | None, composite: bool = False) -> torch.dtype:
+    """What a layer computes in: autocast's dtype where it is on (double stays), else the input's.
+
+    But under autocast on a CPU, as torch has it, what consists of single ops there multiplies in autocast's dtype and
+    carries the state in the state's own: the GRU, and if `composite`, that is packed or projected, the LSTM. The state
+    is of the input's dtype where none is given. The wider of the two is then taken for all.
+    """
+    low = modes.autocast_dtype(x)
+    if low is None or x.dtype == torch.float64:
+        return x.dtype
+    carried = (hx[-1] if hx else x).dtype
+    wide = x.is_cpu and (spec is GRU or (composite and spec is LSTM)) and carried != torch.float64
+    return torch.promote_types(carried, low) if wide else low
 
 
 def truncates(bptt: int | None, steps: int, grad: bool, traced: bool) -> bool:

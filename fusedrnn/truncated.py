@@ -82,16 +82,16 @@ class _Segments:
         """[T, B, ...] to [k, n, B, ...]."""
         if self.ragged:  # by k steps, cut to what is wanted: compilers guard against a size of 0 or 1 of what is padded
             t = torch.cat([t, t.new_zeros(self.k, *t.shape[1:])])[: self.n * self.k]
-        return t.unflatten(0, (self.n, self.k)).transpose(0, 1)
+        return t.reshape(self.n, self.k, *t.shape[1:]).transpose(0, 1)
 
     def unfolded(self, t: Tensor) -> Tensor:
         """[k, n*B, ...] to [T, B, ...]."""
-        return t.unflatten(1, (self.n, self.B)).transpose(0, 1).flatten(0, 1)[: self.T]
+        return t.view(self.k, self.n, self.B, *t.shape[2:]).transpose(0, 1).flatten(0, 1)[: self.T]
 
     def initial(self, states: Tensor, like: Tensor, given: MaybeTensor) -> Tensor:
         """What each segment starts from, [D, n*B, H]: one of the first run's states [T, B, D*H], or the layer's own."""
         own = torch.zeros_like(like) if given is None else given
-        kept = self._apart(states).unflatten(3, (self.directions, -1))
+        kept = self._apart(states.view(*states.shape[:2], self.directions, -1))
         forward = torch.cat([own[:1], kept[-1, :-1, :, 0]])
         if self.directions == 1:
             return forward.flatten(0, 1).unsqueeze(0)
@@ -105,7 +105,7 @@ class _Segments:
 
     def last(self, t: Tensor) -> Tensor:
         """[D, n*B, H] to [D, B, H]: forward, of the segment that holds a row's last step; reverse, of the first."""
-        each = t.unflatten(1, (self.n, self.B))
+        each = t.view(-1, self.n, self.B, t.shape[-1])
         if self.lengths is None:
             forward = each[0, -1]
         else:

@@ -320,7 +320,8 @@ def test_explain_takes_every_form_of_input() -> None:
         assert sizes == (problem.T, problem.B)
         assert problem.cell is by_mode("RNN_TANH")
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        problem = fusedrnn.explain(nn.GRU(I, H), torch.randn(T, B, I)).problem
+        problem = fusedrnn.explain(nn.LSTM(I, H), torch.randn(T, B, I)).problem
+        assert fusedrnn.explain(nn.GRU(I, H), torch.randn(T, B, I)).problem.dtype == torch.float32
     assert (problem.dtype, problem.grad) == (torch.bfloat16, False)
 
 

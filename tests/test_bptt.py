@@ -66,7 +66,7 @@ def row_by_hand(layer: Any, k: int, x: Tensor, reset: Tensor, hx: list[Tensor]) 
         steps = range(T) if d == 0 else range(T - 1, -1, -1)
         states, rows = [h[d : d + 1] for h in hx], {}
         for t in steps:
-            if (reset[t] if d == 0 else t + 1 < T and reset[t + 1]):
+            if reset[t] if d == 0 else t + 1 < T and reset[t + 1]:
                 states = [torch.zeros_like(h) for h in states]
             elif (t if d == 0 else t + 1) % k == 0 and 0 < (t if d == 0 else t + 1) < T:
                 states = [h.detach() for h in states]
@@ -118,7 +118,7 @@ def test_outputs_and_states_stay_what_they_are(name: str, backend: str, k: int) 
 @each_layer
 def test_other_inputs(name: str) -> None:
     """Packed, unbatched, batch first, by function: as padded rows with lengths."""
-    stock, ours = pair(name, num_layers=2, bidirectional=True)
+    _, ours = pair(name, num_layers=2, bidirectional=True)
     ours.bptt = 2
     x, lengths = rand(T, B, I).requires_grad_(), torch.tensor([2, T, 3])
     want = tensors(ours(x, None, lengths))

@@ -119,7 +119,11 @@ def test_what_cannot_be_taken() -> None:
     gaps = torch.nested.narrow(rand(3, 8, I), 1, torch.tensor([0, 1, 2]), torch.tensor(LENGTHS), torch.jagged)
     assert_same([ours(gaps.contiguous())[0].values()], [ours(nested(gaps.contiguous().values()))[0].values()])
     for layer, call, text in (
-        (ours, (torch.nested.nested_tensor([rand(2, I), rand(3, I)]),), r"layout torch.jagged, got torch.strided. Make"),
+        (
+            ours,
+            (torch.nested.nested_tensor([rand(2, I), rand(3, I)]),),
+            r"layout torch.jagged, got torch.strided",
+        ),
         (ours, (x.transpose(1, 2),), r"Expected jagged input \[B, j, I\], ragged in its second axis, got \(3, 5, j"),
         (ours, (gaps,), r"gaps between them. Close them: x.contiguous\(\)"),
         (ours, (x, None, torch.tensor(LENGTHS)), r"carries its lengths and takes no reset. Pad it"),

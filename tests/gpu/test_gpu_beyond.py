@@ -25,7 +25,9 @@ def against_the_cpu(layer: torch.nn.Module, call: object) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("cell", ["GRU", "LSTM"])
 def test_jagged_rows(cell: str, backend: str) -> None:
-    layer = getattr(fusedrnn, cell)(6, 16, bidirectional=True, batch_first=True, backend=backend, device=DEVICE).double()
+    layer = getattr(fusedrnn, cell)(
+        6, 16, bidirectional=True, batch_first=True, backend=backend, device=DEVICE
+    ).double()
     values = torch.randn(sum(LENGTHS), 6, dtype=torch.double)
 
     def run(layer: torch.nn.Module, device: str) -> list[Tensor]:
