@@ -36,6 +36,7 @@ class _Layer(StandIn, nn.RNNBase):
 
     recompute: bool
     bptt: int | None = None
+    _pack: Any = None  # what `frozen` keeps for this layer
 
     def __init__(
         self,
@@ -88,6 +89,8 @@ class _Layer(StandIn, nn.RNNBase):
             RuntimeError: a size or a device does not fit, or T is 0. Types and texts are torch's.
             UnsupportedProblem: the backend asked for by name cannot take this call; the text says why.
         """
+        if self._pack is not None and (known := self._pack.run(self, input, hx, lengths, reset, return_states)):
+            return known
         if torchscript_traces():
             if lengths is not None or reset is not None or return_states:
                 raise UnsupportedProblem("lengths, reset and return_states have no TorchScript form; use torch.export")
@@ -109,7 +112,7 @@ class _Layer(StandIn, nn.RNNBase):
             x, given = x.unsqueeze(1), [h.unsqueeze(1) for h in given]
         elif self.batch_first:
             x = x.transpose(0, 1)
-        weights = self._read(self._flat_weights_names)
+        weights = self._weights(x, given)
         self._check(x, x.size(1), given, weights[0])
         if x.size(0) == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
@@ -131,7 +134,8 @@ class _Layer(StandIn, nn.RNNBase):
     def _forward_packed(self, input: PackedSequence, hx: Any, return_states: bool) -> Any:
         """As torch.nn does it: rows run in packed order, states are permuted on the way in and out."""
         data, batch_sizes, order, back = input
-        given, weights = self._given(hx), self._read(self._flat_weights_names)
+        given = self._given(hx)
+        weights = self._weights(data, given, composite=True)
         checks.packed_ranks(data, given)
         self._check(data, int(batch_sizes[0]), given, weights[0])
         if order is not None:
@@ -149,9 +153,9 @@ class _Layer(StandIn, nn.RNNBase):
 
     def _forward_jagged(self, input: Tensor, hx: Any, masked: bool, return_states: bool) -> Any:
         jagged.check(self._stock.__name__, input, self.batch_first, masked)
-        given, weights = self._given(hx), self._read(self._flat_weights_names)
+        given, rows = self._given(hx), jagged.Rows(input)
         checks.state_ranks(given, 3)
-        rows = jagged.Rows(input)
+        weights = self._weights(rows.values, given)
         self._check(rows.values, input.size(0), given, weights[0])
         run: Any = onnx.recurrent if onnx_exports() else functional.recurrent
         masks = {"lengths": rows.lengths, "reset": None, "return_states": return_states}
@@ -162,6 +166,11 @@ class _Layer(StandIn, nn.RNNBase):
     def _given(self, hx: Any) -> list[Tensor]:
         """The initial states, none if they are zeros."""
         return [] if hx is None else checks.state_list(hx, 2 if self.mode == "LSTM" else 1)
+
+    def _weights(self, x: Tensor, given: list[Tensor], composite: bool = False) -> list[Tensor]:
+        if self._pack is None or torch.compiler.is_compiling():
+            return self._read(self._flat_weights_names)
+        return self._pack.weights_for(self, x, given, composite)  # type: ignore[no-any-return]
 
     def _check(self, x: Tensor, batch: int, given: list[Tensor], weight: Tensor) -> None:
         sizes: list[tuple[int, int, int]] = []

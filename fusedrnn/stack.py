@@ -69,7 +69,13 @@ def recurrent(
     """
     low = modes.autocast_dtype(input)
     if low is not None:
-        options = {"bias": bias, "num_layers": num_layers, "dropout": dropout, "training": training, "bptt": bptt}
+        options: dict[str, Any] = {
+            "bias": bias,
+            "num_layers": num_layers,
+            "dropout": dropout,
+            "training": training,
+            "bptt": bptt,
+        }
         options |= {"bidirectional": bidirectional, "proj_size": proj_size, "lengths": lengths, "reset": reset}
         options |= {"recompute": recompute, "return_states": return_states, "backend": backend}
         return _autocast(spec, input, hx or (), weights, low, options)

@@ -20,6 +20,7 @@ LAYERS = (
     {"__main__"},
     {"tune"},
     {"__init__"},
+    {"frozen"},
     {"convert", "explanation"},
     {"modules"},
     {"jagged"},
