@@ -134,7 +134,7 @@ class _Pack:
             return None
         if torch._C._is_any_autocast_enabled() or modes.traced() or torch._C._get_tracing_state() is not None:
             return None
-        key = (x.shape, x.dtype, layer.backend, layer.batch_first, backends.override(), torch.get_num_threads())
+        key = (x.shape, x.dtype, layer.backend, backends.override(), torch.get_num_threads())
         if key not in self.direct:
             if len(self.direct) >= _MOST:
                 self.direct.clear()
