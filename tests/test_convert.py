@@ -188,7 +188,7 @@ def test_errors() -> None:
 
 @each_layer
 def test_spectral_norm_takes_one_step_a_call(name: str) -> None:
-    """Of its power iteration, in training; torch's layer reads its weights three times a call, and takes three."""
+    """Of its power iteration, in training; torch's layer reads its weights four times a call, and takes four."""
     layer = parametrizations.spectral_norm(getattr(nn, name)(I, H, dtype=torch.double), "weight_hh_l0")
     norm, x = layer.parametrizations.weight_hh_l0[0], rand(T, B, I)
     alone = copy.deepcopy(norm)
