@@ -11,6 +11,7 @@ from typing import NamedTuple
 from ..measure import Clock, device_clock, wall
 from ..progress import Progress
 from ..record import Recorder, Row, remark
+from ..resume import Saved
 
 CONFIRMED, REFUTED, DEPENDS, UNDECIDED = "confirmed", "refuted", "depends", "undecided"
 FEWEST_PAIRS = 3  # of calls that took turns; a ratio of fewer decides nothing
@@ -43,6 +44,7 @@ class Context:
     data: Path | None = None
     embeddings: Path | None = None
     device: str = "cpu"
+    saved: Saved | None = None  # training states to go on from
 
     @property
     def clock(self) -> Clock:
