@@ -278,7 +278,7 @@ def test_an_interrupted_study_keeps_and_reports_its_rows(tmp_path, monkeypatch, 
     [
         (["compare", "--budget", "0.001"], "give fewer --steps or --budget"),
         (["study", "text", "--data", "absent.tsv"], "cannot read absent.tsv: No such file"),
-        (["study", "speed"], "unknown study speed; there are kernels, text"),
+        (["study", "speed"], "unknown study speed; there are kernels, providers"),
         (["compare", "--hidden", "0"], "sizes must be at least 1"),
         (["figures", "--shapes", "9"], "not in 0 to 5"),
         (["sweep", "--provider", "nn"], "nothing to compare"),
