@@ -47,8 +47,8 @@ def parser() -> argparse.ArgumentParser:
         dest="effort",
         action="store_const",
         const="full",
-        help="larger grids, more epochs, seeds and models; up to an hour. Training goes on where an earlier call with the "
-        "same arguments and --out ended",
+        help="larger grids, more epochs, seeds and models; up to an hour. Training goes on where an earlier call with "
+        "the same arguments and --out ended",
     )
     study.add_argument("--overwrite", action="store_true", help="train anew what an earlier call began")
     study.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: %(default)s)")

@@ -77,20 +77,16 @@ class ResidualCNN(nn.Module):
         self.channels = nn.ModuleList([table.embedding(), table.embedding(frozen=table.published)])
         self.stem = nn.Conv1d(2 * table.width, FEATURES, 3, padding=1)
         self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.ReLU(),
-                nn.Conv1d(FEATURES, FEATURES, 3, padding=dilation, dilation=dilation),
-                nn.ReLU(),
-                nn.Conv1d(FEATURES, FEATURES, 3, padding=dilation, dilation=dilation),
-            )
-            for dilation in dilations
+            nn.ModuleList(nn.Conv1d(FEATURES, FEATURES, 3, padding=step, dilation=step) for _ in range(2))
+            for step in dilations
         )
         self.head = nn.Linear(FEATURES, table.classes)
 
     def forward(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
         x = self.stem(torch.cat([channel(tokens) for channel in self.channels], dim=-1).permute(1, 2, 0))
-        for block in self.blocks:
-            x = x + block(x)
+        real = (tokens != PAD).t().unsqueeze(1)  # beyond a row's end stay zeros, as if it were alone
+        for first, second in self.blocks:
+            x = x + second(F.relu(first(F.relu(x) * real)) * real)
         return self.head(F.relu(strongest(x, tokens)))
 
     def serial(self, steps: int) -> int:

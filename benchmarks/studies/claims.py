@@ -9,6 +9,7 @@ from ..record import Row
 from .base import CONFIRMED, DEPENDS, REFUTED, UNDECIDED, Finding, Verdict, judge, select
 
 FASTER_BY_A_FIFTH = 0.80  # "20 to 25 % faster": time at most this share
+FAR, NEAR = (6, 8, 12), (0, 1)  # words between: beyond, and well within, the widest window of 5
 SAME_LOSS = 1e-3  # the losses of the first ten steps agree to this share
 SEEDS_FOR_INTERVAL = 3
 EPOCHS_TO_JUDGE = 5  # an accuracy after fewer decides nothing

@@ -40,6 +40,8 @@ WIDTH = 50  # of a random embedding table
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 SWEPT = ("BiRNN", "TextCNN")
 CLAIM1 = ("RNN", "CNN2")
+COMPARED = ("grammar", "phrases", "polarity", "sound", "published")
+"""What is trained until its accuracy says something."""
 REASONS_S = {"quick": 1.0, "default": 5.0, "full": 30.0}
 
 CHOSEN = Plan(64, 1e-3, {"quick": 1, "default": 5, "full": 10}, 6400, all_seeds=True, plateau=True, patience=5)

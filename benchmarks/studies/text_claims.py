@@ -9,7 +9,9 @@ from ..record import Row
 from .base import CONFIRMED, COUNT_TOLERANCE, DEPENDS, REFUTED, UNDECIDED, Finding, Verdict, judge, select
 from .claims import (
     EPOCHS_TO_JUDGE,
+    FAR,
     FASTER_BY_A_FIFTH,
+    NEAR,
     PROVIDERS,
     at_most,
     corpus_of,
@@ -22,7 +24,6 @@ from .claims import (
     trains_alike,
 )
 
-FAR, NEAR = (6, 8, 12), (0, 1)  # words between: beyond, and well within, the widest window of 5
 TELLS = 0.9  # accuracy from which a model is said to tell the cases apart
 TOLERATED = 0.02  # below the best rate's accuracy a rate still trains
 NEAR_BEST = 0.01  # below its own best accuracy a model has converged; as accurate as another is at most so far below
