@@ -5,21 +5,25 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import compare, figures, memory, report, sweep
+from . import compare, figures, memory, parallel, report, sweep
 from .arguments import parser
 from .cases import FIGURE_SHAPES, MODES, Case
-from .data import DataError, phrase_corpus, read_vectors
+from .corpora import corpus
+from .data import DataError, read_vectors
 from .gpu import cases as gpu_cases
 from .gpu import grid as gpu_grid
 from .gpu import table as gpu_table
 from .progress import Progress
 from .providers import NN, PROVIDERS
 from .record import Recorder, RecordError, environment, environment_json, read_rows, write_whole
+from .resume import Saved, digest
 from .studies import STUDIES
 from .studies.base import Budget, Context
 
@@ -32,6 +36,7 @@ def run_study(options: argparse.Namespace) -> int:
     names = options.names or list(STUDIES)
     if unknown := [name for name in names if name not in STUDIES]:
         raise DataError(f"unknown study {', '.join(unknown)}; there are {', '.join(STUDIES)}")
+    parallel.refuse(names, "text")
     if "text" in names:
         _check_data(options)
     if elsewhere := [name for name in names if options.device not in STUDIES[name].devices]:
@@ -40,10 +45,21 @@ def run_study(options: argparse.Namespace) -> int:
         )
     if options.device == "cuda" and not torch.cuda.is_available():
         raise DataError("torch sees no GPU here")
+    with parallel.processes():
+        if not parallel.rank():
+            return _run_studies(options, names)
+        with tempfile.TemporaryDirectory() as folder:  # of another process's rows nobody has a use
+            saved = _saved(options)
+            options.out, options.rows = Path(folder), Path(folder) / "rows.csv"
+            return _run_studies(options, names, saved)
+
+
+def _run_studies(options: argparse.Namespace, names: Sequence[str], saved: Saved | None = None) -> int:
     seconds = {name: options.budget or STUDIES[name].seconds[options.effort] for name in names}
     progress = Progress(sum(seconds.values()))
     interrupted = False
     machine = torch.cuda.get_device_name() if options.device == "cuda" else ""
+    saved = saved or _saved(options)
     with Recorder(options.rows or options.out / "rows.csv", machine=machine) as recorder:
         facts = environment()
         if not options.rows:
@@ -51,8 +67,8 @@ def run_study(options: argparse.Namespace) -> int:
         try:
             for name in names:
                 files = (options.data, options.embeddings)
-                context = Context(recorder, progress, Budget(seconds[name]), options.effort, *files, options.device)
-                STUDIES[name].run(context)
+                budget = Budget(seconds[name])
+                STUDIES[name].run(Context(recorder, progress, budget, options.effort, *files, options.device, saved))
         except KeyboardInterrupt:
             interrupted = True
         if options.rows:
@@ -72,10 +88,18 @@ def run_study(options: argparse.Namespace) -> int:
     return 0
 
 
+def _saved(options: argparse.Namespace) -> Saved | None:
+    """Where a long training goes on from; one that takes minutes starts anew."""
+    if options.effort != "full":
+        return None
+    arguments = {"data": digest(options.data), "embeddings": digest(options.embeddings)}
+    return Saved(options.rows.parent if options.rows else options.out, arguments, overwrite=options.overwrite)
+
+
 def _check_data(options: argparse.Namespace) -> None:
     """A file that cannot be used is said before minutes of measuring."""
     if options.data:
-        phrase_corpus(options.data)
+        corpus(options.data)
     if options.embeddings:
         read_vectors(options.embeddings, {})
 

@@ -114,7 +114,7 @@ def _pooled(rows: Sequence[Row]) -> str:
 
 
 def _by_accuracy(rows: Sequence[Row]) -> Text | Table:
-    mine = select(rows, study=text.STUDY)
+    mine = [row for row in select(rows, study=text.STUDY) if row.case.partition("/")[0] in text.COMPARED]
     lines = []
     for case in dict.fromkeys(row.case for row in select(mine, metric="accuracy")):
         provider = text.CONV if select(mine, metric="accuracy", case=case, provider=text.CONV) else own(mine, case)
@@ -128,7 +128,7 @@ def _by_accuracy(rows: Sequence[Row]) -> Text | Table:
     if not lines:
         return _missing("By accuracy", text.STUDY)
     lines.sort(key=lambda line: (line[1][0], -line[0]))
-    caption = "By accuracy: held out, after the last epoch of each, best first."
+    caption = "By accuracy, best first: on the test part, by the weights of the best epoch (`published`: of the last)."
     return Table(("data", "model", "accuracy, %", "s an epoch"), [line for _, line in lines], caption)
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 from ..measure import Clock, device_clock, wall
 from ..progress import Progress
 from ..record import FINISHED, Recorder, Row, remark
+from ..resume import Saved
 
 CONFIRMED, REFUTED, DEPENDS, UNDECIDED = "confirmed", "refuted", "depends", "undecided"
 FEWEST_PAIRS = 3  # of calls that took turns; a ratio of fewer decides nothing
@@ -46,6 +47,7 @@ class Context:
     data: Path | None = None
     embeddings: Path | None = None
     device: str = "cpu"
+    saved: Saved | None = None  # training states to go on from
 
     @property
     def clock(self) -> Clock:
