@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from benchmarks import __main__ as command
 from benchmarks.progress import Progress
 from benchmarks.record import FINISHED, Recorder, Row, finished_parts, read_rows
+from benchmarks.studies import STUDIES
 from benchmarks.studies.base import Budget, Context
 
 
@@ -73,3 +77,65 @@ def test_a_mark_of_one_study_keeps_no_rows_of_another() -> None:
         ("s", "y"),
         ("s", FINISHED),
     ]
+
+
+def _command(folder: Path, *extra: str) -> int:
+    return command.main(["study", "s", "t", "--quick", "--budget", "1", "--out", str(folder), *extra])
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Two studies of two parts each; the second's second part is cut off at its first try."""
+    done: list[str] = []
+
+    def run(name: str, ctx: Context) -> None:
+        for part, _ in ctx.todo(name, {part: part for part in "ab"}):
+            ctx.recorder.add(Row(name, part, "time", "ms", 1.0))
+            done.append(name + part)
+            if done == ["sa", "sb", "ta", "tb"]:
+                raise KeyboardInterrupt
+
+    for name in "st":
+        study = dataclasses.replace(STUDIES["gradients"], name=name, run=partial(run, name))
+        monkeypatch.setitem(STUDIES, name, study)
+    return done
+
+
+def test_the_command_goes_on_where_it_was_cut_off(
+    tmp_path: Path, counted: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _command(tmp_path) == command.INTERRUPTED
+    assert _command(tmp_path) == 0
+    assert counted == ["sa", "sb", "ta", "tb", "tb"]
+    assert "holds 3 finished parts" in capsys.readouterr().err
+    times = [row.study + row.case for row in read_rows(tmp_path / "rows.csv") if row.metric == "time"]
+    assert times == ["sa", "sb", "ta", "tb"]
+    assert _command(tmp_path, "--overwrite") == 0
+    assert counted[5:] == ["sa", "sb", "ta", "tb"]
+
+
+def test_one_study_anew_leaves_the_others_rows(tmp_path: Path, counted: list[str]) -> None:
+    counted.append("")  # nothing is cut off
+    assert command.main(["study", "s", "--quick", "--out", str(tmp_path)]) == 0
+    assert command.main(["study", "t", "--quick", "--out", str(tmp_path)]) == 0
+    assert {row.study for row in read_rows(tmp_path / "rows.csv")} == {"s", "t"}
+
+
+def test_rows_of_other_arguments_are_refused_and_kept(
+    tmp_path: Path, counted: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    counted.append("")
+    assert _command(tmp_path) == 0
+    before = (tmp_path / "rows.csv").read_bytes()
+    assert command.main(["study", "s", "--out", str(tmp_path)]) == 2
+    assert "effort 'quick', now 'default'" in capsys.readouterr().err
+    (tmp_path / "env.json").unlink()
+    assert _command(tmp_path) == 2
+    assert "give --overwrite" in capsys.readouterr().err
+    assert (tmp_path / "rows.csv").read_bytes() == before
+
+
+def test_long_training_writes_its_rows_anew(tmp_path: Path) -> None:
+    rows = [Row("text", "a", "x"), Row("text", "training", FINISHED), Row("kernels", "a", "x"), Row("s", "a", "x")]
+    assert command._kept("default", ["text", "kernels"], rows) == [rows[3], rows[0], rows[1]]
+    assert command._kept("full", ["text", "kernels"], rows) == [rows[3]]
