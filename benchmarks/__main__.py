@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 import tempfile
@@ -61,7 +62,7 @@ def run_study(options: argparse.Namespace) -> int:
 
 def _run_studies(options: argparse.Namespace, names: Sequence[str], saved: Saved | None = None) -> int:
     seconds = {name: options.budget or STUDIES[name].seconds[options.effort] for name in names}
-    progress = Progress(sum(seconds.values()))
+    progress = Progress(sum(seconds.values()), stream=io.StringIO() if parallel.rank() else None)
     interrupted = False
     machine = torch.cuda.get_device_name() if options.device == "cuda" else ""
     saved, path = saved or _saved(options), options.rows or options.out / "rows.csv"

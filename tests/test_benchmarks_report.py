@@ -224,7 +224,9 @@ def tiny(monkeypatch):
     monkeypatch.setattr(cells, "HIDDEN", 8)
     monkeypatch.setattr(kernels, "kernel_grid", lambda effort: [SMALL])
     monkeypatch.setattr(
-        data, "grammar_corpus", lambda: data.Corpus("grammar", 2, data.grammar(256, 0), data.grammar(64, 1))
+        data,
+        "grammar_corpus",
+        lambda: data.Corpus("grammar", 2, data.grammar(256, 0), data.grammar(64, 1), [], data.grammar(32, 2)),
     )
     monkeypatch.setattr(gradients, "NORMS", (0.5,))
     monkeypatch.setattr(serving, "export_missing", lambda: "left out")

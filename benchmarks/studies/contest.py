@@ -156,6 +156,7 @@ def _examples(ctx: Context, task: Task, costs: Costs, budget: Budget) -> int:
     known = ctx.saved.examples(task.key, str(task.plan)) if ctx.saved else None
     count = known or parallel.agree(fit(costs, task.plan, ctx.effort, task.available, budget.left))
     if ctx.saved:
+        count = max(count, min(task.plan.least, task.available))  # what does not fit, a later call trains
         ctx.saved.examples(task.key, str(task.plan), count)
     return count
 
