@@ -63,13 +63,14 @@ class Run:
     best: int = 0  # number of the epoch with the best validation accuracy
     tested: Tensor | None = None  # per test example, by the weights of the best epoch
     processes: int = field(default_factory=parallel.size)
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.seed)
-        self.model = self.build()
+        self.model = self.build().to(self.device)
         if parallel.rank():  # dropout of its own for each process's rows
             torch.manual_seed(self.seed + 1_000_003 * parallel.rank())
-        self._random = torch.get_rng_state()
+        self._random, self._on_device = torch.get_rng_state(), self._device_random()
         self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         # one pass over a large table instead of a dozen
         self._adam = torch.optim.Adam(self._trained, lr=self.rate, fused=True)
@@ -80,6 +81,20 @@ class Run:
         )
         self._best_weights: dict[str, Tensor] | None = None
         self._called = self.model if self.processes == 1 else DistributedDataParallel(self.model)
+
+    def _device_random(self) -> Tensor | None:
+        return torch.cuda.get_rng_state() if self.device == "cuda" else None
+
+    def _wait(self) -> None:
+        """For what a GPU has been given."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def _there(self, example: Example) -> Example:
+        """On the device, but for lengths, which torch's packing wants on the host."""
+        arguments, labels = example
+        moved = (t if t is None or t.dim() == 1 else t.to(self.device) for t in arguments)
+        return tuple(moved), labels.to(self.device)
 
     @property
     def finished(self) -> bool:
@@ -109,15 +124,20 @@ class Run:
         """One pass over `train`, timed, then the validation accuracy."""
         begun = time.perf_counter()
         torch.set_rng_state(self._random)
+        if self._on_device is not None:
+            torch.cuda.set_rng_state(self._on_device)
         self.model.train()
         losses, seconds = [], 0.0
         with no_collector():
-            for example in train:
+            for example in map(self._there, train):
                 start = time.perf_counter()
                 losses.append(self.step(example))
                 seconds += time.perf_counter() - start
                 tick()
-        self._random = torch.get_rng_state()
+            start = time.perf_counter()
+            self._wait()
+            seconds += time.perf_counter() - start
+        self._random, self._on_device = torch.get_rng_state(), self._device_random()
         correct = self.evaluate(validation)
         accuracy = correct.double().mean().item()
         if self._schedule:
@@ -139,8 +159,8 @@ class Run:
         self.model.eval()
 
         def right(example: Example) -> Tensor:
-            arguments, labels = example
-            return self.model(*arguments).argmax(-1) == labels
+            arguments, labels = self._there(example)
+            return (self.model(*arguments).argmax(-1) == labels).cpu()
 
         parts = list(examples)
         return torch.cat(parallel.spread(parts, right) if self.processes > 1 else [right(part) for part in parts])
@@ -165,6 +185,7 @@ class Run:
             "adam": self._adam.state_dict(),
             "schedule": self._schedule.state_dict() if self._schedule else None,
             "random": parallel.gather(self._random) if self.processes > 1 else [self._random],
+            "on_device": self._on_device,
         }
 
     def take_up(self, state: dict[str, Any]) -> None:
@@ -178,7 +199,7 @@ class Run:
         if self._schedule:
             self._schedule.load_state_dict(state["schedule"])
         self._best_weights = state["best_weights"]
-        self._random = state["random"][parallel.rank()]
+        self._random, self._on_device = state["random"][parallel.rank()], state["on_device"]
 
 
 def compete(
@@ -215,16 +236,18 @@ def compete(
     return epochs
 
 
-def seconds_a_step(build: Callable[[], nn.Module], examples: Sequence[Example]) -> float:
+def seconds_a_step(build: Callable[[], nn.Module], examples: Sequence[Example], device: str = "cpu") -> float:
     """A pilot: the median over a few steps of a throw-away model, warmed first; three where they are slow."""
     with torch.random.fork_rng(devices=[]):
-        run = Run("", "", 0, build, rate=0.0, processes=1)
-        for example in examples[:2]:
+        run = Run("", "", 0, build, rate=0.0, processes=1, device=device)
+        for example in map(run._there, examples[:2]):
             run.step(example)
+        run._wait()
         seconds = []
-        for example in examples:
+        for example in map(run._there, examples):
             start = time.perf_counter()
             run.step(example)
+            run._wait()
             seconds.append(time.perf_counter() - start)
             if len(seconds) >= 3 and sum(seconds) > PILOT_S:
                 break

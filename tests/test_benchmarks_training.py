@@ -336,3 +336,31 @@ def test_overwrite_and_states_belong_to_full_runs(tmp_path, monkeypatch, one_thr
     assert command._saved(options) is None
     options = command.parser().parse_args(["study", "text", "--full", "--out", str(tmp_path)])
     assert command._saved(options).folder == tmp_path / "training"
+
+
+def test_on_a_gpu_all_but_lengths_is_moved_and_waited_for(monkeypatch):
+    """On a stand-in: what would be moved, when is waited, and that dropout's state on the device is its own."""
+    moved, calls, state = [], [], [torch.zeros(1)]
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, where, **_: moved.append((tuple(self.shape), where)) or self)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, where: moved.append(("model", where)) or self)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("wait"))
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: state[0].clone())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda new: calls.append(("state", new.item())))
+    run = training.Run("m", "conv", 0, lambda: torch.nn.Linear(3, 2), rate=0.1, processes=1, device="cuda")
+    assert moved == [("model", "cuda")]
+    state[0] += 7  # another run draws
+
+    class Model(torch.nn.Linear):
+        def forward(self, x, lengths):
+            return super().forward(x)
+
+    run.model.__class__ = Model
+    example = (
+        (torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.full((4,), 3)),
+        torch.ones(4).long(),
+    )
+    run.epoch([example], [example], lambda: None)
+    to_it = [what for what in moved[1:] if what[1] == "cuda"]
+    assert to_it == [((4, 3), "cuda"), ((4,), "cuda")] * 2  # rows and labels, in training and evaluation
+    assert calls == [("state", 0.0), "wait"]
+    assert run.state()["on_device"].item() == 7

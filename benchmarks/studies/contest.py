@@ -117,7 +117,7 @@ def train(ctx: Context, task: Task, budget: Budget) -> None:
     plan, seeds = task.plan, task.plan.seeds or SEEDS[ctx.effort]
     own = [job for job in task.jobs if not job.twin]
     ctx.progress.show(f"{task.corpus}: pilot")
-    step_s = parallel.agree([seconds_a_step(job.build, task.pilot) for job in task.jobs])
+    step_s = parallel.agree([seconds_a_step(job.build, task.pilot, ctx.device) for job in task.jobs])
     tests = sum(len(labels) for _, labels in task.validation) / plan.batch / 3  # a batch costs about a third of a step
     own_s = sum(seconds for job, seconds in zip(task.jobs, step_s, strict=True) if not job.twin)
     costs = Costs(sum(step_s), own_s, tests)
@@ -164,7 +164,7 @@ def _examples(ctx: Context, task: Task, costs: Costs, budget: Budget) -> int:
 def _run(ctx: Context, task: Task, job: Job, seed: int) -> Run:
     """A new run, or one taken up, the rows of its epochs written again."""
     plan = task.plan
-    options = {"plateau": plan.plateau, "patience": plan.patience, "keep_best": bool(task.test)}
+    options = {"plateau": plan.plateau, "patience": plan.patience, "keep_best": bool(task.test), "device": ctx.device}
     run = Run(job.model, job.provider, seed, job.build, job.rate or plan.rate, **options)
     if ctx.saved and ctx.saved.take_up(task.key, run):
         for epoch in run.epochs:

@@ -32,11 +32,11 @@ def run(ctx: Context, study: str, seconds: float, fused: bool) -> None:
     ctx.progress.show("reasons for the RNN's speed")
     table = Table(WORDS, WIDTH, CLASSES, published=True)
     found = {
-        f"{name} T{T}": _step(build, T, loop)
+        f"{name} T{T}": _step(build, T, loop, ctx.device)
         for name, (build, lengths, loop) in _contenders(table, fused).items()
         for T in lengths
     }
-    samples = alternate(found, seconds, max_rounds=200)
+    samples = alternate(found, seconds, max_rounds=200, clock=ctx.clock)
 
     def ratio(above: str, below: str, T: int) -> None:
         values = ratios(samples[f"{above} T{T}"], samples[f"{below} T{T}"])
@@ -68,11 +68,12 @@ def _contenders(table: Table, fused: bool) -> Mapping[str, tuple[Build, tuple[in
     return found
 
 
-def _step(build: Build, T: int, loop: bool) -> Callable[[], object]:
-    run_ = Run("", "", 0, build, rate=1e-3, processes=1)
+def _step(build: Build, T: int, loop: bool, device: str) -> Callable[[], object]:
+    run_ = Run("", "", 0, build, rate=1e-3, processes=1, device=device)
     generator = torch.Generator().manual_seed(T)
     tokens = torch.randint(2, WORDS, (T, BATCH), generator=generator)
-    example: Example = (tokens, None), torch.randint(CLASSES, (BATCH,), generator=generator)
+    labels = torch.randint(CLASSES, (BATCH,), generator=generator)
+    example: Example = (tokens.to(device), None), labels.to(device)
 
     def in_a_loop() -> None:
         with fused_module().use_backend("reference"):

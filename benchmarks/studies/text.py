@@ -35,6 +35,7 @@ from .text_report import section
 
 __all__ = ["run", "section", "verdicts"]
 STUDY = "text"
+DEVICES = ("cpu", "cuda")
 CONV = "conv"
 WIDTH = 50  # of a random embedding table
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
