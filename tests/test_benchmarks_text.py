@@ -11,12 +11,14 @@ import pytest
 import studies
 import torch
 
+import fusedrnn
 from benchmarks import __main__ as command
 from benchmarks import corpora, data, models, plots, zoo
 from benchmarks.models import TEXT_MODELS
 from benchmarks.record import Row, measured, read_rows
 from benchmarks.studies import base, claims, reasons, text, text_claims, text_report
 
+EPOCH_TIMES = ("epoch_time", "epoch_time_whole")
 CONFIRMED, REFUTED, DEPENDS, UNDECIDED = base.CONFIRMED, base.REFUTED, base.DEPENDS, base.UNDECIDED
 
 
@@ -318,6 +320,8 @@ def test_a_reason_without_fused_layers_is_open():
 
 
 def test_the_reasons_are_measured(tmp_path, monkeypatch, one_thread):
+    forced, use_backend = [], fusedrnn.use_backend
+    monkeypatch.setattr(fusedrnn, "use_backend", lambda name: (forced.append(name), use_backend(name))[1])
     monkeypatch.setattr(reasons, "WORDS", 50)
     with studies.Recorder(tmp_path / "rows.csv") as recorder:
         ctx = studies.Context(recorder, studies.Progress(1), studies.Budget(1), "quick")
@@ -325,6 +329,7 @@ def test_the_reasons_are_measured(tmp_path, monkeypatch, one_thread):
     found = _verdict(read_rows(tmp_path / "rows.csv"), "11b")
     assert "not measured" not in found.why
     assert len(recorder.rows) == 2 * 2 + 2 + 2
+    assert set(forced) == {"reference"}, "the loop over time is torch's operations, step by step"
 
 
 def test_a_wait_in_the_second_embedding_is_found_there(tmp_path, monkeypatch, one_thread):
@@ -391,6 +396,9 @@ def test_what_a_short_study_leaves_out_is_said(tmp_path, tiny):
     assert any("SelfAttention" in note and "`--full` has them" in note for note in told)
     tested = [row for row in rows if row.metric == "test_accuracy"]
     assert {row.n for row in tested} == {64}
+    steps, whole = ({row.key[:-2]: row.p50 for row in rows if row.metric == name} for name in EPOCH_TIMES)
+    assert steps.keys() == whole.keys()
+    assert all(seconds < whole[key] for key, seconds in steps.items())
     assert {row.n for row in rows if row.metric == "accuracy"} == {32}
     assert {row.T for row in rows if row.metric == "accuracy_at_gap"} == set(data.GAPS)
 
