@@ -44,6 +44,7 @@ def _model(
             rows.append(Row("text", case, "epoch_time_whole", "s", (whole or seconds) * (1 + 0.001 * epoch), **where))
             rows.append(Row("text", case, "accuracy", "", value + 0.001 * seed, n=4000, **where))
             rows.append(Row("text", case, "early_loss", "", 1.0, n=10, **where))
+            rows.append(Row("text", case, "loss", "nats", 1.0 / epoch + 0.01 * seed, n=100, **where))
         if tested:
             rows.append(Row("text", case, "test_accuracy", "", accuracy + 0.001 * seed, n=4000, **where))
     return rows
@@ -535,5 +536,7 @@ def test_figures_come_out_of_rows(tmp_path):
     rows = _claim10({"all": 0.05}) + _swept("BiRNN", FAR_RATES) + _swept("TextCNN", NEAR_RATES)
     drawn = {block.name: block for block in text_report.section(rows).blocks if isinstance(block, base.Figure)}
     assert {"text-grammar-learning", "text-grammar-models", "text-rates"} <= drawn.keys()
+    assert "Lowest after its last epoch: CNN2, 0.177 nats" in drawn["text-grammar-loss"].caption
+    assert "training loss, nats" in drawn["text-grammar-loss"].svg
     assert "CNN2-residual" in drawn["text-grammar-models"].svg
     assert "Best rates: BiRNN: 0.0003; TextCNN: 0.0003" in drawn["text-rates"].caption
