@@ -8,6 +8,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,16 @@ from .gpu import grid as gpu_grid
 from .gpu import table as gpu_table
 from .progress import Progress
 from .providers import NN, PROVIDERS
-from .record import Recorder, RecordError, environment, environment_json, read_rows, write_whole
+from .record import FINISHED, Recorder, RecordError, Row, environment, finished_parts, read_rows, write_whole
 from .resume import Saved, digest
 from .studies import STUDIES
 from .studies.base import Budget, Context
 
 INTERRUPTED = 130
+ENVIRONMENT = "env.json"
+SAME = ("effort", "data", "torch", "fusedrnn", "threads")
+"""Of the environment: what rows of one folder have in common."""
+TRAINED = ("text", "cells")
 SHOWN = 40
 """Lines of a long table that are printed."""
 
@@ -60,11 +65,15 @@ def _run_studies(options: argparse.Namespace, names: Sequence[str], saved: Saved
     progress = Progress(sum(seconds.values()), stream=io.StringIO() if parallel.rank() else None)
     interrupted = False
     machine = torch.cuda.get_device_name() if options.device == "cuda" else ""
-    saved = saved or _saved(options)
-    with Recorder(options.rows or options.out / "rows.csv", machine=machine) as recorder:
-        facts = environment()
+    saved, path = saved or _saved(options), options.rows or options.out / "rows.csv"
+    facts = environment() | {"effort": options.effort, "data": digest(options.data), "budget_s": seconds}
+    known = {} if options.overwrite else _known(options, path, facts)
+    with Recorder(path, resume=bool(known), machine=machine, keep=partial(_kept, options.effort, names)) as recorder:
+        if done := sum(row.metric == FINISHED for row in recorder.rows):
+            told = f"{path} holds {done} finished parts of {known['date']}, which are kept; --overwrite measures anew"
+            print(told, file=sys.stderr)
         if not options.rows:
-            write_whole(options.out / "env.json", environment_json(effort=options.effort, budget_s=seconds))
+            write_whole(path.with_name(ENVIRONMENT), json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
         try:
             for name in names:
                 files = (options.data, options.embeddings)
@@ -87,6 +96,43 @@ def _run_studies(options: argparse.Namespace, names: Sequence[str], saved: Saved
         return INTERRUPTED
     print(f"report: {page}   the same as Markdown: {page.with_suffix('.md')}   rows: {options.out / 'rows.csv'}")
     return 0
+
+
+def _known(options: argparse.Namespace, path: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """The environment of the rows that are there, nothing where there are none.
+
+    Raises:
+        RecordError: they were made with other arguments or versions.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return {}
+    if options.rows:
+        return {"date": "an earlier call"}
+    try:
+        known: dict[str, Any] = json.loads(path.with_name(ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecordError(
+            f"{path} has rows whose {ENVIRONMENT} cannot be read ({error}): give --overwrite to measure anew, or "
+            "another --out"
+        ) from None
+    changed = [name for name in SAME if known.get(name) != facts[name]]
+    if changed:
+        told = ", ".join(f"{name} {known.get(name)!r}, now {facts[name]!r}" for name in changed)
+        raise RecordError(
+            f"{path} holds rows made with {told}: give the same arguments to go on, --overwrite to measure anew, or "
+            "another --out"
+        )
+    return known
+
+
+def _kept(effort: str, names: Sequence[str], rows: list[Row]) -> list[Row]:
+    """What a rerun does not measure again: other studies' rows, and finished parts of its own.
+
+    Long training keeps states, not rows: they are written again from these.
+    """
+    trained = TRAINED if effort == "full" else ()
+    own = finished_parts([row for row in rows if row.study in names and row.study not in trained])
+    return [row for row in rows if row.study not in names] + own
 
 
 def _saved(options: argparse.Namespace) -> Saved | None:
@@ -166,7 +212,7 @@ def _paired(options: argparse.Namespace) -> dict[str, Any]:
 
 def run_report(options: argparse.Namespace) -> int:
     rows = read_rows(options.folder / "rows.csv")
-    facts = json.loads((options.folder / "env.json").read_text(encoding="utf-8"))
+    facts = json.loads((options.folder / ENVIRONMENT).read_text(encoding="utf-8"))
     print(f"report: {report.write(options.folder, rows, facts)}")
     return 0
 

@@ -50,7 +50,9 @@ def parser() -> argparse.ArgumentParser:
         help="larger grids, more epochs, seeds and models; up to an hour. Training goes on where an earlier call with "
         "the same arguments and --out ended",
     )
-    study.add_argument("--overwrite", action="store_true", help="train anew what an earlier call began")
+    study.add_argument(
+        "--overwrite", action="store_true", help="measure and train anew; else what an earlier call finished is kept"
+    )
     study.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: %(default)s)")
     study.add_argument("--rows", type=Path, metavar="FILE", help="write the rows alone, there, and no report")
     study.add_argument("--budget", type=_seconds, metavar="S", help="seconds a study, instead of its own")

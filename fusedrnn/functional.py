@@ -29,6 +29,7 @@ def gru(
     reset: Tensor | None = None,
     recompute: bool = False,
     return_states: bool = False,
+    bptt: int | None = None,
     backend: str = backends.AUTO,
 ) -> Any:
     """A GRU's layers.
@@ -53,6 +54,7 @@ def gru(
             state is zeroed and no gradient crosses, so that the result is that of the segments run one by one.
         recompute: keep states only for backward, and rebuild the gates there.
         return_states: also return every state of every step.
+        bptt: k: no gradient crosses from step k to step k-1, 2k to 2k-1, ..., in either direction; the states do.
         backend: "auto", or a name, which then takes the call or says why it cannot.
 
     Returns:
@@ -84,6 +86,7 @@ def gru(
         reset=reset,
         recompute=recompute,
         return_states=return_states,
+        bptt=bptt,
         backend=backend,
     )
 
@@ -104,6 +107,7 @@ def lstm(
     reset: Tensor | None = None,
     recompute: bool = False,
     return_states: bool = False,
+    bptt: int | None = None,
     backend: str = backends.AUTO,
 ) -> Any:
     """An LSTM's layers.
@@ -136,6 +140,7 @@ def lstm(
         reset=reset,
         recompute=recompute,
         return_states=return_states,
+        bptt=bptt,
         backend=backend,
     )
 
@@ -156,6 +161,7 @@ def rnn(
     reset: Tensor | None = None,
     recompute: bool = False,
     return_states: bool = False,
+    bptt: int | None = None,
     backend: str = backends.AUTO,
 ) -> Any:
     """An Elman RNN's layers: h' = tanh(W_i x + b_i + W_h h + b_h), or relu.
@@ -180,6 +186,7 @@ def rnn(
         reset=reset,
         recompute=recompute,
         return_states=return_states,
+        bptt=bptt,
         backend=backend,
     )
 
@@ -210,6 +217,7 @@ def _public(
     sizes = [(*edge, proj_size or hidden_size), (*edge, hidden_size)][: len(spec.states)]
     checks.contents(name, input, weights[0].shape[1], hx or (), sizes[: len(hx or ())], weights[0])
     checks.masks(lengths, reset, *input.shape[:2])
+    checks.bptt(options["bptt"])
     if input.shape[0] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     y, last, states = recurrent(

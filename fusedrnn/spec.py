@@ -83,6 +83,7 @@ class Problem(NamedTuple):
             T and B may be symbolic then, and shall not be compared.
         threads: torch.get_num_threads().
         packed: whether the input is a PackedSequence.
+        bptt: whether gradients end after so many steps.
     """
 
     cell: CellSpec
@@ -105,3 +106,4 @@ class Problem(NamedTuple):
     traced: bool = False
     threads: int = 1
     packed: bool = False
+    bptt: bool = False

@@ -11,8 +11,8 @@ from torch import _VF, Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from . import autograd, backends, cudnn, modes, reference
-from .spec import CELLS, LSTM, CellSpec, Problem
+from . import autograd, backends, cudnn, modes, reference, truncated
+from .spec import CELLS, GRU, LSTM, CellSpec, Problem
 
 States = tuple[Tensor, ...]
 
@@ -35,6 +35,7 @@ def recurrent(
     reset: Tensor | None = None,
     recompute: bool = False,
     return_states: bool = False,
+    bptt: int | None = None,
     backend: str = backends.AUTO,
 ) -> tuple[Tensor, States, list[States]]:
     """Runs all layers, and checks nothing.
@@ -54,6 +55,7 @@ def recurrent(
         reset: [T,B] bool: where the state does not pass from step t-1 to step t, in either direction.
         recompute: keep states only for backward, and rebuild the gates there.
         return_states: also return every state of every step.
+        bptt: steps after which gradients end, None for none.
         backend: the backend's name.
 
     Returns:
@@ -65,9 +67,18 @@ def recurrent(
         UnsupportedProblem: the backend asked for cannot take this call.
         BackendUnavailable: the backend asked for does not exist on this machine.
     """
-    dtype = modes.autocast_dtype(input)
-    if dtype is not None:
-        input, hx, weights = _cast(input, dtype), _cast_all(hx or (), dtype), _cast_all(weights, dtype)
+    low = modes.autocast_dtype(input)
+    if low is not None:
+        options: dict[str, Any] = {
+            "bias": bias,
+            "num_layers": num_layers,
+            "dropout": dropout,
+            "training": training,
+            "bptt": bptt,
+        }
+        options |= {"bidirectional": bidirectional, "proj_size": proj_size, "lengths": lengths, "reset": reset}
+        options |= {"recompute": recompute, "return_states": return_states, "backend": backend}
+        return _autocast(spec, input, hx or (), weights, low, options)
     if lengths is not None:
         lengths = lengths.to(input.device, torch.int64)
     if reset is not None:
@@ -75,6 +86,8 @@ def recurrent(
     directions, traced = 2 if bidirectional else 1, modes.traced()
     active = dropout if training else 0.0
     steps, rows, features = input.shape
+    grad = torch.is_grad_enabled() and autograd.any_requires_grad(input, *(hx or ()), *weights)
+    cut = bptt if truncates(bptt, steps, grad, traced) else None
     problem = Problem(
         spec,
         steps,
@@ -88,23 +101,23 @@ def recurrent(
         input.device.type,
         bias,
         active,
-        torch.is_grad_enabled() and autograd.any_requires_grad(input, *(hx or ()), *weights),
+        grad,
         lengths is not None,
         reset is not None,
         return_states,
         recompute,
         traced,
         1 if traced else torch.get_num_threads(),
+        bptt=cut is not None,
     )
     chosen = backends.choose(backend, problem)
     if chosen == "aten":
-        if dtype is None:
-            return _stock(problem, input, hx, weights, training)
-        with modes.without_autocast(input):
-            return _stock(problem, input, hx, weights, training)
+        return _stock(problem, input, hx, weights, training)
     run: Callable[..., Any] = autograd.layer if chosen == "cpu" else _reference_layer
     if backends.has_route(chosen):
         run = partial(autograd.layer, route=backends.route(chosen, input.dtype))
+    if cut is not None:
+        run = partial(truncated.layer, run, cut, ragged=traced or steps % cut != 0)
     each, x, last, states = len(weights) // num_layers, input, [], []
     for k in range(num_layers):
         h0, c0 = _initial(problem, hx, k)
@@ -115,6 +128,46 @@ def recurrent(
             states.append(tuple(_by_direction(s, directions) for s in ((y,) if cn is None else (y, cs))))
         x = F.dropout(y, active) if active and k + 1 < num_layers else y
     return y, last[0] if num_layers == 1 else tuple(map(torch.cat, zip(*last, strict=True))), states
+
+
+def _autocast(
+    spec: CellSpec, x: Tensor, hx: Sequence[Tensor], weights: Sequence[Tensor], low: torch.dtype, options: Any
+) -> tuple[Tensor, States, list[States]]:
+    """`recurrent` where autocast asks for `low`: cast, and run without it."""
+    projects = options["proj_size"] > 0
+    dtype = low if x.dtype == torch.float64 else compute_dtype(spec, x, hx, projects)
+    with modes.without_autocast(x):
+        y, last, states = recurrent(spec, _cast(x, dtype), _cast_all(hx, dtype), _cast_all(weights, dtype), **options)
+    if projects and dtype != low and y.dtype != torch.float64:
+        y, last = projected_low(y, last, low)
+    return y, last, states
+
+
+def projected_low(y: Tensor, last: States, low: torch.dtype) -> tuple[Tensor, States]:
+    """Output and last states of an LSTM with projection as torch has them under autocast: c alone stays as it is."""
+    return y.to(low), (last[0].to(low), last[1])
+
+
+def compute_dtype(spec: CellSpec, x: Tensor, hx: Sequence[Tensor] | None, composite: bool = False) -> torch.dtype:
+    """What a layer computes in: autocast's dtype where it is on (double stays), else the input's.
+
+    But under autocast on a CPU, as torch has it, what consists of single ops there multiplies in autocast's dtype and
+    carries the state in the state's own: the GRU, and if `composite`, that is packed or projected, the LSTM. The state
+    is of the input's dtype where none is given. The wider of the two is then taken for all.
+    """
+    low = modes.autocast_dtype(x)
+    if low is None or x.dtype == torch.float64:
+        return x.dtype
+    carried = (hx[-1] if hx else x).dtype
+    wide = x.is_cpu and (spec is GRU or (composite and spec is LSTM)) and carried != torch.float64
+    return torch.promote_types(carried, low) if wide else low
+
+
+def truncates(bptt: int | None, steps: int, grad: bool, traced: bool) -> bool:
+    """Whether there are gradients to end: a traced T is not compared, nor does a traced tensor say what it requires."""
+    if bptt is None:
+        return False
+    return (torch.is_grad_enabled() or modes.forward_mode()) if traced else grad and bptt < steps
 
 
 def _initial(problem: Problem, hx: Sequence[Tensor] | None, layer: int) -> tuple[Tensor | None, Tensor | None]:

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from . import backends, modes
+from . import backends, checks, modes
 
-OWN_ATTRIBUTES = ("backend", "recompute")
+OWN_ATTRIBUTES = ("backend", "recompute", "bptt")
 """What torch's layers and cells have not."""
 
 
@@ -24,6 +24,8 @@ class StandIn(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "backend":
             backends.check_name(value)
+        elif name == "bptt":
+            checks.bptt(value)
         super().__setattr__(name, value)
 
     def _read(self, names: Sequence[str]) -> list[Tensor]:

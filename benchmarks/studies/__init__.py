@@ -32,7 +32,7 @@ _ALL = (
     _study(providers, 5, 40, 250),
     _study(text, 10, 70, 1500),
     _study(cells, 6, 50, 500),
-    _study(gradients, 3, 8, 60),
+    _study(gradients, 3, 12, 90),
     _study(checkpointing, 3, 30, 400),
     _study(recurrence, 3, 20, 250),
     _study(flatten_parameters, 3, 10, 60),

@@ -99,6 +99,11 @@ def models() -> dict[str, tuple[str, int, int, str]]:
 
 
 def run(ctx: Context) -> None:
+    for _ in ctx.todo(STUDY, {"training": None}):
+        _run(ctx)
+
+
+def _run(ctx: Context) -> None:
     ctx.note(STUDY, CORPUS, f"Gaussian series: T {data.SERIES_T}, I 1; class 0 N(0.5, 1), class 1 N(-0.5, 1.2).")
     ctx.recorder.add(measured(STUDY, "bayes_accuracy", "", [data.bayes_accuracy()], f"{CORPUS}/Bayes"))
     jobs = []

@@ -65,13 +65,9 @@ def case_of(T: int, B: int) -> Case:
 
 
 def run(ctx: Context) -> None:
-    shapes = SHAPES[ctx.effort]
-    for index, sizes in enumerate(shapes):
-        case = case_of(*sizes)
-        if index and ctx.budget.left <= 0:
-            ctx.skip(STUDY, case.name, "the budget of this study was spent")
-            continue
-        _case(ctx, case, _here(ctx, case) if index == 0 else [NN, FUSED], ctx.budget.left / (len(shapes) - index))
+    cases = [case_of(*sizes) for sizes in SHAPES[ctx.effort]]
+    for case, seconds in ctx.todo(STUDY, {case.name: case for case in cases}):
+        _case(ctx, case, _here(ctx, case) if case == cases[0] else [NN, FUSED], seconds)
 
 
 def _here(ctx: Context, case: Case) -> list[Provider]:

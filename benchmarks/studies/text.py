@@ -73,6 +73,11 @@ class Part:
 
 
 def run(ctx: Context) -> None:
+    for _ in ctx.todo(STUDY, {"training": None}):
+        _run(ctx)
+
+
+def _run(ctx: Context) -> None:
     try:
         fused_module()
         fused = True
