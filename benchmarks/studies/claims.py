@@ -82,14 +82,15 @@ def more_accurate(rows: Sequence[Row], better: tuple[str, str], than: tuple[str,
         return Finding(UNDECIDED, f"{when}{names}: no seed that both were trained with")
     mean, half = difference(first, second)
     verdict = CONFIRMED if mean > half else REFUTED if mean < -half else UNDECIDED
+    why = f"{when}accuracy, {names}"
     if not (learned(first) and learned(second)):
-        verdict, names = UNDECIDED, f"{names}, fewer than {EPOCHS_TO_JUDGE} epochs"
+        verdict, why = UNDECIDED, f"{why}, fewer than {EPOCHS_TO_JUDGE} epochs"
     ends = " / ".join(f"{100 * sum(row.p50 for row in side) / len(side):.1f} %" for side in (first, second))
     after = f"after epoch {first[0].epoch}" + (f" and {second[0].epoch}" if second[0].epoch != first[0].epoch else "")
     return Finding(
         verdict,
         f"{when}{names} {after} {ends}, {100 * mean:+.1f} ± {100 * half:.1f} points",
-        f"{when}accuracy, {names}",
+        why,
     )
 
 

@@ -42,8 +42,8 @@ def section(rows: Sequence[Row]) -> Section:
         part = [row for row in own_rows if row.case.partition("/")[0] == corpus]
         if select(part, metric="epoch_time"):
             base = [row for row in part if row.case.partition("/")[2] in TEXT_MODELS]
-            blocks += [Text(f"**On {name}.**"), *figures(f"text-{corpus}", name, base), *_zoo(corpus, name, part)]
-            blocks += [table(part, name), *_quoted(corpus, part), *_costs(part, name)]
+            blocks += [Text(f"**On {name}.**"), *figures(f"text-{corpus}", name, base), *_losses(corpus, base)]
+            blocks += [*_zoo(corpus, name, part), table(part, name), *_quoted(corpus, part), *_costs(part, name)]
     return Section(
         "Text: recurrent and convolutional models in training",
         "Which trains faster, and which ends more accurate?",
@@ -96,7 +96,7 @@ def table(rows: Sequence[Row], name: str) -> Table:
         lines.append(
             [
                 case.rpartition("/")[2],
-                plots.LABELS[provider],
+                "attention" if "Attention" in case else plots.LABELS[provider],
                 f"{counts.get((case, 'parameters'), 0):,.0f}",
                 f"{counts.get((case, 'products'), 0):,.0f}",
                 f"{p50:.2f} ({p25:.2f}-{p75:.2f})",
@@ -122,6 +122,40 @@ def table(rows: Sequence[Row], name: str) -> Table:
         lines,
         f"On {name}: parameters without embeddings; times as medians with quartiles over epochs; 95 % intervals.",
     )
+
+
+def _losses(corpus: str, rows: Sequence[Row]) -> list[Figure]:
+    """Curves, where there are some."""
+    found = _curves(rows)
+    if not any(len(points) > 1 for points in found.values()):
+        return []
+    least = min(found, key=lambda name: found[name][-1][2])
+    caption = (
+        "How far does the loss on the training part fall? Means over an epoch's steps, while the weights change; "
+        f"bands: all seeds. Lowest after its last epoch: {least}, {found[least][-1][2]:.3f} nats."
+    )
+    return [Figure(f"text-{corpus}-loss", plots.drawn(_draw_losses, rows), caption)]
+
+
+def _curves(rows: Sequence[Row]) -> dict[str, list[tuple[float, float, float, float]]]:
+    """By model: epoch; least, mean and largest training loss of all seeds."""
+    found = {}
+    for case in dict.fromkeys(row.case for row in select(rows, metric="loss")):
+        corpus, _, name = case.partition("/")
+        _, provider = model_of(rows, corpus, name)
+        by_epoch: dict[int, list[float]] = {}
+        for row in select(rows, metric="loss", case=case, provider=provider):
+            by_epoch.setdefault(row.epoch, []).append(row.p50)
+        found[name] = [(epoch, min(all_), sum(all_) / len(all_), max(all_)) for epoch, all_ in sorted(by_epoch.items())]
+    return found
+
+
+def _draw_losses(figure: Any, rows: Sequence[Row]) -> None:
+    lines = [
+        panels.Line(name, points, panels.PALETTE[index % 6])
+        for index, (name, points) in enumerate(_curves(rows).items())
+    ]
+    panels.draw(figure, [panels.Panel("", "epoch", "training loss, nats", lines, 0, 0)])
 
 
 def _zoo(corpus: str, name: str, rows: Sequence[Row]) -> list[Figure]:
