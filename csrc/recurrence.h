@@ -29,6 +29,15 @@ struct Rows {
   bool cut(int64_t t, int64_t b, int64_t s) const { return reset && reset[t * reset_t + b * reset_b + s * reset_s]; }
 };
 
+// Zoneout and recurrent dropout: fusedrnn/reference.py says what they are, fusedrnn/philox.py what is drawn.
+struct Noise {
+  double zoneout_h, zoneout_c, dropout;  // probabilities
+  bool drawn;                            // by the key; else zoneout mixes the two states
+  uint32_t key[2];
+
+  bool any() const { return zoneout_h > 0 || zoneout_c > 0 || dropout > 0; }
+};
+
 template <class T>
 struct Sequence {  // row (t, b, s) of an array [T, B, S, ...]
   T* base;

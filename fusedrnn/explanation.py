@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import gpu_plan, modes, triton_plan
 from .backends import AUTO, BACKENDS, dtype_name, override, pick
 from .errors import BackendUnavailable, UnsupportedProblem
-from .spec import Problem, by_mode
+from .spec import NOISE, Problem, by_mode, rates
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Explanation:
     def __str__(self) -> str:
         p = self.problem
         sizes = [f"{name}={getattr(p, name)}" for name in ("T", "B", "I", "H", "L", "D", "proj_size")]
-        flags = ("grad", "packed", "lengths", "reset", "return_states", "recompute", "traced")
+        flags = ("grad", "packed", "lengths", "reset", "return_states", "recompute", *NOISE, "traced")
         asks = [name for name in flags if getattr(p, name)]
         head = " ".join([p.cell.mode, *sizes[: 7 if p.proj_size else 6], dtype_name(p.dtype), p.device, *asks])
         chosen = self.chosen or ""
@@ -126,8 +126,10 @@ def _problem(
         steps, rows = (1, 0) if layer.batch_first else (0, 1)
         steps, rows = (x.shape[0], 1) if x.dim() == 2 else (x.shape[steps], x.shape[rows])
     tensors = (x, *layer.parameters())
+    spec, training = by_mode(layer.mode), layer.training
+    noise = rates(spec, getattr(layer, "zoneout", 0.0), getattr(layer, "recurrent_dropout", 0.0) if training else 0.0)
     return Problem(
-        by_mode(layer.mode),
+        spec,
         steps,
         rows,
         layer.input_size,
@@ -147,4 +149,7 @@ def _problem(
         modes.traced(),
         torch.get_num_threads(),
         isinstance(input, PackedSequence),
+        any(noise[:2]),
+        any(noise[2:]),
+        bool(noise) and training,
     )

@@ -6,6 +6,7 @@ Base methods are called by name where `super()` would reach nn.LSTM's, in `class
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import checks, functional, onnx, packed
 from .errors import UnsupportedProblem
 from .spec import by_mode
-from .standin import StandIn, onnx_exports, torchscript_traces
+from .standin import REGULARISERS, StandIn, onnx_exports, regularisers, torchscript_traces
 
 
 class States(NamedTuple):
@@ -35,11 +36,48 @@ class _Layer(StandIn, nn.RNNBase):
     """All that the three layers share: everything but the cell."""
 
     recompute: bool
+    # of the class, for layers that `convert` took over
+    zoneout: float | Sequence[float] = 0.0
+    recurrent_dropout: float = 0.0
+    weight_dropout: float = 0.0
 
-    def __init__(self, mode: str, *args: Any, backend: str = "auto", recompute: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        mode: str,
+        *args: Any,
+        backend: str = "auto",
+        recompute: bool = False,
+        zoneout: float | Sequence[float] = 0.0,
+        recurrent_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         nn.RNNBase.__init__(self, mode, *args, **kwargs)
         self.backend = backend
         self.recompute = recompute
+        self.zoneout = zoneout
+        self.recurrent_dropout = recurrent_dropout
+        self.weight_dropout = weight_dropout
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in REGULARISERS:
+            checks.probability(name, value, 2 if name == "zoneout" and self.mode == "LSTM" else 1)
+        super().__setattr__(name, value)
+
+    def extra_repr(self) -> str:
+        """What torch's layers say, and what they have not."""
+        own = (f", {name}={getattr(self, name)}" for name in regularisers(self))
+        return nn.RNNBase.extra_repr(self) + "".join(own)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script compiles in our place."""
+        self._refuse_torchscript()
+        return super().__prepare_scriptable__()
+
+    def _refuse_torchscript(self) -> None:
+        names = [name for name in regularisers(self) if self.training or name == "zoneout"]
+        if names:
+            raise UnsupportedProblem(f"{', '.join(names)} has no TorchScript form; use torch.export")
 
     def flatten_parameters(self) -> None:
         """Does nothing and need not be called: weights are read where they lie, there is no flat buffer."""
@@ -80,6 +118,7 @@ class _Layer(StandIn, nn.RNNBase):
         if torchscript_traces():
             if lengths is not None or reset is not None or return_states:
                 raise UnsupportedProblem("lengths, reset and return_states have no TorchScript form; use torch.export")
+            self._refuse_torchscript()
             return self._stock.forward(self, input, hx)
         if isinstance(input, PackedSequence):
             if lengths is not None or reset is not None:
@@ -154,6 +193,9 @@ class _Layer(StandIn, nn.RNNBase):
             "bidirectional": self.bidirectional,
             "proj_size": self.proj_size,
             "recompute": self.recompute,
+            "zoneout": self.zoneout,
+            "recurrent_dropout": self.recurrent_dropout,
+            "weight_dropout": self.weight_dropout,
             "backend": self.backend,
         }
 
@@ -192,6 +234,13 @@ class GRU(_Layer):
             called "cudnn" on a GPU) or "reference". `layer.backend = ...` changes it, `use_backend` overrides it,
             `explain` tells what it comes to.
         recompute: keep only the states for backward and rebuild the gates there: less memory, one more GEMM.
+        zoneout: probability with which a unit keeps its state of the step before, at each step anew; in eval the mean,
+            zoneout * old + (1 - zoneout) * new (Krueger et al. 2016, arXiv:1606.01305).
+        recurrent_dropout: probability, in training, with which W_hh does not see a unit of the state, in a whole
+            sequence; what it sees is scaled by 1 / (1 - p). All gates share the mask, and what reaches the next state
+            past the product, z_t ∘ h_{t-1}, has none (Gal and Ghahramani 2016, arXiv:1512.05287).
+        weight_dropout: probability, in training, with which a number of W_hh is dropped in a whole call, as by
+            F.dropout (DropConnect, as Merity et al. 2017, arXiv:1708.02182). docs/maths.md has all three.
 
     Attributes:
         weight_ih_l{k}, weight_ih_l{k}_reverse: [3*H, I], [3*H, D*H] for k > 0, rows in the order r, z, n.
@@ -200,7 +249,7 @@ class GRU(_Layer):
         All from U(-1/sqrt(H), 1/sqrt(H)).
 
     Raises:
-        TypeError, ValueError: as torch.nn.GRU; also ValueError for an unknown backend.
+        TypeError, ValueError: as torch.nn.GRU; also ValueError for an unknown backend or for no probability.
 
     Source: Cho et al. 2014, arXiv:1406.1078v1, with the reset gate after the product, as cuDNN and torch have it.
     """
@@ -222,6 +271,9 @@ class GRU(_Layer):
         *,
         backend: str = "auto",
         recompute: bool = False,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
     ) -> None: ...
 
     @overload
@@ -243,6 +295,7 @@ class LSTM(_Layer):
 
     Args, numerics and errors as `GRU`, and:
         proj_size: P, features of h where it is projected; 0 for no projection. c keeps H features.
+        zoneout: one probability for h and c, or a pair; h_t is that of the c_t before zoneout, as published.
 
     Attributes: as `GRU` with 4*H rows in the order i, f, g, o and P columns of W_hh where h is projected, and
         weight_hr_l{k}, ...: [P, H], with `proj_size`.
@@ -273,6 +326,9 @@ class LSTM(_Layer):
         *,
         backend: str = "auto",
         recompute: bool = False,
+        zoneout: float | Sequence[float] = 0.0,
+        recurrent_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
     ) -> None: ...
 
     @overload
@@ -314,6 +370,9 @@ class RNN(_Layer):
         *,
         backend: str = "auto",
         recompute: bool = False,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
     ) -> None: ...
 
     @overload

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from . import autograd, backends, cudnn, functional, modes, packed_scan
 from .spec import LSTM, CellSpec, Problem
+from .spec import rates as noise_rates
+from .stack import with_weight_dropout
 
 States = tuple[Tensor, ...]
 
@@ -31,6 +33,9 @@ def recurrent(
     proj_size: int,
     recompute: bool,
     return_states: bool,
+    zoneout: float | Sequence[float],
+    recurrent_dropout: float,
+    weight_dropout: float,
     backend: str,
 ) -> tuple[Tensor, States, list[States]]:
     """As `functional.recurrent`, for packed rows.
@@ -45,6 +50,9 @@ def recurrent(
     """
     T, B, D = len(batch_sizes), int(batch_sizes[0]), 2 if bidirectional else 1
     active = dropout if training and num_layers > 1 else 0.0
+    if weight_dropout and training:
+        weights = with_weight_dropout(weights, num_layers * D, weight_dropout)
+    rates = noise_rates(spec, zoneout, recurrent_dropout if training else 0.0)
     problem = Problem(
         spec,
         T,
@@ -65,6 +73,9 @@ def recurrent(
         traced=modes.traced(),
         threads=torch.get_num_threads(),
         packed=True,
+        zoneout=any(rates[:2]),
+        recurrent_dropout=any(rates[2:]),
+        drawn=bool(rates) and training,
     )
     chosen = backends.choose(backend, problem)
     if chosen == "aten":
@@ -84,6 +95,9 @@ def recurrent(
         lengths=rows_alive.sum(0),
         recompute=recompute,
         return_states=return_states,
+        training=training,
+        zoneout=zoneout,
+        recurrent_dropout=recurrent_dropout,
         backend=chosen,
     )
     if not active:

@@ -10,7 +10,8 @@ struct ForwardCall {
   Problem problem;
   Plan plan;
   Rows rows;
-  const T* x;  // [T, B, I] by strides, where I > 0
+  Noise noise;  // where I = 0
+  const T* x;   // [T, B, I] by strides, where I > 0
   int64_t x_t, x_b;
   Sequence<const T> gates_x;        // [T, B, S, G H], where I = 0: W_ih x + b_ih
   const Weights<const T>* weights;  // [S]; ih and b_ih null where I = 0
@@ -29,6 +30,7 @@ struct BackwardCall {
   Problem problem;
   Plan plan;
   Rows rows;
+  Noise noise;  // where I = 0
   const T* x;
   int64_t x_t, x_b;
   const Weights<const T>* weights;
@@ -50,8 +52,8 @@ template <class T>
 struct Kernels {
   int64_t (*kept_size)(const Problem&);  // elements of the padded form of Kept
   Kept<T> (*kept_view)(const Problem&, T* base);
-  int64_t (*forward_scratch)(const Problem&, const Plan&);  // elements
-  int64_t (*backward_scratch)(const Problem&, const Plan&, bool want_dx, bool want_dw);
+  int64_t (*forward_scratch)(const Problem&, const Plan&, bool dropout);  // elements
+  int64_t (*backward_scratch)(const Problem&, const Plan&, bool dropout, bool want_dx, bool want_dw);
   void (*forward)(const ForwardCall<T>&, int thread);  // called by plan.threads() threads at once
   void (*backward)(const BackwardCall<T>&, int thread);
   void (*pointwise)(bool tanh, const T* x, T* y,
