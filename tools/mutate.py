@@ -137,7 +137,7 @@ MUTATIONS = (
         "f.noise.zoneout_c > 0",
         "false",
     ),
-    Mutation("backward: gradients reach what W_hh did not see", BACKWARD, "if (dropout) more", "dropout", "false"),
+    Mutation("backward: gradients reach what W_hh did not see", BACKWARD, "if (l.dropout) more", "l.dropout", "false"),
 )
 
 LATENESS = """#pragma once

@@ -54,7 +54,7 @@ struct Backward {
         l(call.problem),
         plan(call.plan),
         me(plan, l, thread),
-        at(l, plan, call.noise.dropout > 0, call.dx, call.dweights),
+        at(l, plan, call.dx, call.dweights),
         K(G * l.Hp),
         p0(l.h_cols.share(me.column, plan.columns)),
         p1(l.h_cols.share(me.column + 1, plan.columns)),
@@ -157,7 +157,7 @@ struct Backward {
         const int64_t from = (s * l.B + b) * l.H + v * W, n = l.H - v * W;
         (f.dhn ? V::load(f.dhn + from, n) : V(T(0))).store(dh(s, b) + v * W);
         if (C::kHasC) (f.dcn ? V::load(f.dcn + from, n) : V(T(0))).store(dc(s, b) + v * W);
-        if (f.noise.dropout > 0) dropout_mask<T>(f.noise, b, s, v * W).store(mask(s, b) + v * W);
+        if (l.dropout) dropout_mask<T>(f.noise, b, s, v * W).store(mask(s, b) + v * W);
       }
   }
 
@@ -269,7 +269,7 @@ struct Backward {
   // dh_before += dgates W_hh, own units.
   void step_back(int64_t s, int64_t step, int64_t row0, int64_t row1) const {
     if (step == 0 && !f.dh0) return;
-    const bool dropout = f.noise.dropout > 0, row_by_row = f.rows.masked() || dropout;
+    const bool row_by_row = f.rows.masked() || l.dropout;
     int64_t n = row1 - row0;
     if (row_by_row) {
       const int64_t t = l.time(s, step);
@@ -299,7 +299,7 @@ struct Backward {
           for (int u = 0; u < width; u++) {
             T* const to = going_dh[r + i] + (v + u) * W;
             V more = V::load(tile + (i * width + u) * W);
-            if (dropout) more = more * V::load(to + (at.mask - at.dh));  // they lie alike
+            if (l.dropout) more = more * V::load(to + (at.mask - at.dh));  // they lie alike
             (V::load(to) + more).store(to);
           }
       }

@@ -40,7 +40,7 @@ struct Forward {
         l(call.problem),
         plan(call.plan),
         me(plan, l, thread),
-        at(l, plan, call.noise.dropout > 0),
+        at(l, plan),
         p0(l.panels.share(me.column, plan.columns)),
         p1(l.panels.share(me.column + 1, plan.columns)),
         v0(l.panels.first(p0)),
@@ -135,7 +135,7 @@ struct Forward {
         h.store(state(s, 0) + to);
         if (f.rows.lengths) h.store(state(s, 1) + to);  // a row that starts late finds its state in either buffer
         if (C::kHasC) (f.c0 ? V::load(f.c0 + from, n) : V(T(0))).store(cell(s) + to);
-        if (f.noise.dropout > 0) {
+        if (l.dropout) {
           const V factor = dropout_mask<T>(f.noise, b, s, v * W);
           factor.store(mask(s) + to);
           (h * factor).store(seen(s, 0) + to);
@@ -233,7 +233,7 @@ struct Forward {
       const bool anew = l.cut(f.rows, t, b, s);
       h_rows[i] = anew ? zeros : state(s, step) + b * l.ldh;
       if (C::kHasC) c_rows[i] = anew ? zeros : cell(s) + b * l.ldh;
-      if (f.noise.dropout > 0) seen_rows[i] = anew ? zeros : seen(s, step) + b * l.ldh;
+      if (l.dropout) seen_rows[i] = anew ? zeros : seen(s, step) + b * l.ldh;
     }
     for (int64_t q = p0; q < p1; q++) {
       const int64_t p = step & 1 ? p1 - 1 - (q - p0) : q;  // there and back: what L2 just read is read first
@@ -287,7 +287,7 @@ struct Forward {
         const V of_c = old_share<T>(f.noise, kZoneoutC, t, b, s, j);
         c = portion(of_c, c_old) + portion(one - of_c, c);
       }
-      if (f.noise.dropout > 0) (h * V::load(mask(s) + b * l.ldh + j)).store(seen(s, step + 1) + b * l.ldh + j);
+      if (l.dropout) (h * V::load(mask(s) + b * l.ldh + j)).store(seen(s, step + 1) + b * l.ldh + j);
     }
     h.store(state(s, step + 1) + b * l.ldh + j);
     h.store(f.y.at(t, b, s) + j, n);

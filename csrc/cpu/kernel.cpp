@@ -31,13 +31,13 @@ struct Table {
       return Kept<T>{base, t, row, p.T * t, vector, W, true};
     });
   }
-  static int64_t forward_scratch(const Problem& p, const Plan& plan, bool dropout) {
-    return by_cell(
-        p.cell, [&](auto c) { return ForwardScratch<T, decltype(c)>(Layout<T, decltype(c)>(p), plan, dropout).total; });
+  static int64_t forward_scratch(const Problem& p, const Plan& plan) {
+    return by_cell(p.cell,
+                   [&](auto c) { return ForwardScratch<T, decltype(c)>(Layout<T, decltype(c)>(p), plan).total; });
   }
-  static int64_t backward_scratch(const Problem& p, const Plan& plan, bool dropout, bool want_dx, bool want_dw) {
+  static int64_t backward_scratch(const Problem& p, const Plan& plan, bool want_dx, bool want_dw) {
     return by_cell(p.cell, [&](auto c) {
-      return BackwardScratch<T, decltype(c)>(Layout<T, decltype(c)>(p), plan, dropout, want_dx, want_dw).total;
+      return BackwardScratch<T, decltype(c)>(Layout<T, decltype(c)>(p), plan, want_dx, want_dw).total;
     });
   }
   static void forward(const ForwardCall<T>& f, int thread) {

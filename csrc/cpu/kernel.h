@@ -52,8 +52,8 @@ template <class T>
 struct Kernels {
   int64_t (*kept_size)(const Problem&);  // elements of the padded form of Kept
   Kept<T> (*kept_view)(const Problem&, T* base);
-  int64_t (*forward_scratch)(const Problem&, const Plan&, bool dropout);  // elements
-  int64_t (*backward_scratch)(const Problem&, const Plan&, bool dropout, bool want_dx, bool want_dw);
+  int64_t (*forward_scratch)(const Problem&, const Plan&);  // elements
+  int64_t (*backward_scratch)(const Problem&, const Plan&, bool want_dx, bool want_dw);
   void (*forward)(const ForwardCall<T>&, int thread);  // called by plan.threads() threads at once
   void (*backward)(const BackwardCall<T>&, int thread);
   void (*pointwise)(bool tanh, const T* x, T* y,

@@ -109,7 +109,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer(const Tensor& x, const 
     f.hn = data<R>(hn), f.cn = data<R>(cn);
     run_call<R>(
         f, [&](const Machine& m) { return plan_forward(f.problem, l.gates(), sizeof(R), m); },
-        [&](const Plan& plan) { return k.forward_scratch(f.problem, plan, false); },
+        [&](const Plan& plan) { return k.forward_scratch(f.problem, plan); },
         [&](int thread) { k.forward(f, thread); });
   };
   if (B) compute == ScalarType::Double ? run(0.) : run(0.f);
@@ -171,7 +171,7 @@ std::vector<Tensor> layer_backward(const OptionalTensor& dy, const OptionalTenso
     f.dh0 = data<R>(dh0), f.dc0 = data<R>(dc0);
     run_call<R>(
         f, [&](const Machine& m) { return plan_backward(f.problem, l.gates(), sizeof(R), m); },
-        [&](const Plan& plan) { return k.backward_scratch(f.problem, plan, false, want_x, want_weights); },
+        [&](const Plan& plan) { return k.backward_scratch(f.problem, plan, want_x, want_weights); },
         [&](int thread) { k.backward(f, thread); });
   };
   if (B) {

@@ -50,7 +50,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
     const Kernels<R>& k = kernels<R>();
     const auto weights = recurrent_weights<R>(w, bias);
     ForwardCall<R> f{};
-    f.problem = {int(cell), int(directions), T, B, S, H, 0};
+    f.problem = {int(cell), int(directions), T, B, S, H, 0, noise.dropout > 0};
     f.rows = check_rows(lengths, reset, T, B, S, true);
     f.noise = noise;
     f.gates_x = sequence<const R>(projections);
@@ -60,7 +60,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
     f.hn = data<R>(hn), f.cn = data<R>(cn);
     run_call<R>(
         f, [&](const Machine& m) { return plan_forward(f.problem, int(G), sizeof(R), m); },
-        [&](const Plan& plan) { return k.forward_scratch(f.problem, plan, noise.dropout > 0); },
+        [&](const Plan& plan) { return k.forward_scratch(f.problem, plan); },
         [&](int thread) { k.forward(f, thread); });
   };
   if (B) compute == ScalarType::Double ? run(0.) : run(0.f);
@@ -99,7 +99,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
     const Kernels<R>& k = kernels<R>();
     const auto weights = recurrent_weights<R>(w, std::nullopt);
     BackwardCall<R> f{};
-    f.problem = {int(cell), int(directions), T, B, S, H, 0};
+    f.problem = {int(cell), int(directions), T, B, S, H, 0, noise.dropout > 0};
     f.rows = check_rows(lengths, reset, T, B, S, true);
     f.noise = noise;
     f.weights = weights.data();
@@ -114,7 +114,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
     f.dh0 = data<R>(dh0), f.dc0 = data<R>(dc0);
     run_call<R>(
         f, [&](const Machine& m) { return plan_backward(f.problem, int(G), sizeof(R), m); },
-        [&](const Plan& plan) { return k.backward_scratch(f.problem, plan, noise.dropout > 0, false, false); },
+        [&](const Plan& plan) { return k.backward_scratch(f.problem, plan, false, false); },
         [&](int thread) { k.backward(f, thread); });
   };
   if (B) compute == ScalarType::Double ? run(0.) : run(0.f);
