@@ -64,7 +64,9 @@ NOISE = ("zoneout", "recurrent_dropout")
 def rates(cell: CellSpec, zoneout: float | Sequence[float] = 0.0, recurrent_dropout: float = 0.0) -> tuple[float, ...]:
     """The ops' `rates`: of zoneout of h, zoneout of c, recurrent dropout; () if all are 0."""
     h, c = zoneout if isinstance(zoneout, Sequence) else (zoneout, zoneout)
-    return (h, c if cell is LSTM else 0.0, recurrent_dropout) if h or c or recurrent_dropout else ()
+    if not (h or c or recurrent_dropout):
+        return ()
+    return float(h), float(c) if cell is LSTM else 0.0, float(recurrent_dropout)
 
 
 class Problem(NamedTuple):
