@@ -18,6 +18,7 @@ from .backends import use_backend
 from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import convert, revert
 from .explanation import explain
+from .frozen import frozen
 from .modules import GRU, LSTM, RNN
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "__version__",
     "convert",
     "explain",
+    "frozen",
     "functional",
     "revert",
     "use_backend",

@@ -184,7 +184,7 @@ CPU_SLOWER: tuple[tuple[Callable[[Problem], bool], str], ...] = (
 
 
 def _aten_why_not(p: Problem) -> Reason:
-    asked = [name for name in ("lengths", "reset", "return_states", "recompute", *NOISE) if getattr(p, name)]
+    asked = [name for name in ("lengths", "reset", "return_states", "recompute", "bptt", *NOISE) if getattr(p, name)]
     return f"torch's own op has no {', '.join(asked)}" if asked else None
 
 

@@ -143,6 +143,14 @@ def probability(name: str, value: Any, states: int = 1) -> None:
         raise ValueError(f"{name} should be a number in range [0, 1]{pair}, got {value!r}")
 
 
+def bptt(steps: object) -> None:
+    """A number of steps, or None."""
+    if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool)):
+        raise TypeError(f"bptt: Expected a number of steps, or None, got {type(steps).__name__}")
+    if steps is not None and steps < 1:
+        raise ValueError(f"bptt: Expected at least 1 step, or None for gradients through all of them, got {steps}")
+
+
 def _tensor(name: str, mask: object) -> None:
     if not isinstance(mask, Tensor):
         raise TypeError(f"{name}: Expected a Tensor, got {type(mask).__name__}")

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import gpu_plan, modes, triton_plan
+from . import checks, gpu_plan, jagged, modes, triton_plan
 from .backends import AUTO, BACKENDS, dtype_name, override, pick
 from .errors import BackendUnavailable, UnsupportedProblem
 from .spec import NOISE, Problem, by_mode, rates
+from .stack import compute_dtype, truncates
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Explanation:
     def __str__(self) -> str:
         p = self.problem
         sizes = [f"{name}={getattr(p, name)}" for name in ("T", "B", "I", "H", "L", "D", "proj_size")]
-        flags = ("grad", "packed", "lengths", "reset", "return_states", "recompute", *NOISE, "traced")
+        flags = ("grad", "packed", "lengths", "reset", "return_states", "recompute", "bptt", *NOISE, "traced")
         asks = [name for name in flags if getattr(p, name)]
         head = " ".join([p.cell.mode, *sizes[: 7 if p.proj_size else 6], dtype_name(p.dtype), p.device, *asks])
         chosen = self.chosen or ""
@@ -105,7 +106,7 @@ def explain(
             f"explain: Expected a GRU, LSTM or RNN layer, got {type(layer).__name__}. (A cell is one step, no loop: in "
             "plain eager mode 'auto' runs torch's own op.)"
         )
-    problem = _problem(layer, input, lengths, reset, return_states)
+    problem = _problem(layer, input, hx, lengths, reset, return_states)
     asked = str(override() or getattr(layer, "backend", AUTO))
     chosen, refusal = None, None
     try:
@@ -117,19 +118,31 @@ def explain(
 
 
 def _problem(
-    layer: Any, input: Tensor | PackedSequence, lengths: Tensor | None, reset: Tensor | None, return_states: bool
+    layer: Any,
+    input: Tensor | PackedSequence,
+    hx: Any,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    return_states: bool,
 ) -> Problem:
+    cell = by_mode(layer.mode)
+    hx = None if hx is None else checks.state_list(hx, len(cell.states))
     if isinstance(input, PackedSequence):
         x, steps, rows = input.data, len(input.batch_sizes), int(input.batch_sizes[0])
+    elif input.is_nested:
+        jagged.check(type(layer).__name__, input, layer.batch_first, lengths is not None or reset is not None)
+        ragged = jagged.Rows(input)
+        x, lengths, steps, rows = ragged.values, ragged.lengths, ragged.grid.T, ragged.grid.B
     else:
         x = input
         steps, rows = (1, 0) if layer.batch_first else (0, 1)
         steps, rows = (x.shape[0], 1) if x.dim() == 2 else (x.shape[steps], x.shape[rows])
-    tensors = (x, *layer.parameters())
-    spec, training = by_mode(layer.mode), layer.training
-    noise = rates(spec, getattr(layer, "zoneout", 0.0), getattr(layer, "recurrent_dropout", 0.0) if training else 0.0)
+    training = layer.training
+    noise = rates(cell, getattr(layer, "zoneout", 0.0), getattr(layer, "recurrent_dropout", 0.0) if training else 0.0)
+    traced, tensors = modes.traced(), (x, *layer.parameters())
+    grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     return Problem(
-        spec,
+        cell,
         steps,
         rows,
         layer.input_size,
@@ -137,18 +150,19 @@ def _problem(
         layer.num_layers,
         2 if layer.bidirectional else 1,
         layer.proj_size,
-        modes.compute_dtype(x),
+        compute_dtype(cell, x, hx, isinstance(input, PackedSequence) or layer.proj_size > 0),
         x.device.type,
         layer.bias,
         layer.dropout if layer.training else 0.0,
-        torch.is_grad_enabled() and any(t.requires_grad for t in tensors),
+        grad,
         lengths is not None,
         reset is not None,
         return_states,
         getattr(layer, "recompute", False),
-        modes.traced(),
+        traced,
         torch.get_num_threads(),
         isinstance(input, PackedSequence),
+        truncates(getattr(layer, "bptt", None), steps, grad, traced),
         any(noise[:2]),
         any(noise[2:]),
         bool(noise) and training,

@@ -33,6 +33,7 @@ def gru(
     zoneout: float = 0.0,
     recurrent_dropout: float = 0.0,
     weight_dropout: float = 0.0,
+    bptt: int | None = None,
     backend: str = backends.AUTO,
 ) -> Any:
     """A GRU's layers.
@@ -60,6 +61,7 @@ def gru(
         zoneout: probability with which a unit keeps its state of the step before; not in training, the mean of both.
         recurrent_dropout: probability with which W_hh does not see a unit of the state, in a whole sequence.
         weight_dropout: probability with which a number of W_hh is dropped, in a whole call.
+        bptt: k: no gradient crosses from step k to step k-1, 2k to 2k-1, ..., in either direction; the states do.
         backend: "auto", or a name, which then takes the call or says why it cannot.
 
     Returns:
@@ -94,6 +96,7 @@ def gru(
         zoneout=zoneout,
         recurrent_dropout=recurrent_dropout,
         weight_dropout=weight_dropout,
+        bptt=bptt,
         backend=backend,
     )
 
@@ -117,6 +120,7 @@ def lstm(
     zoneout: float | Sequence[float] = 0.0,
     recurrent_dropout: float = 0.0,
     weight_dropout: float = 0.0,
+    bptt: int | None = None,
     backend: str = backends.AUTO,
 ) -> Any:
     """An LSTM's layers.
@@ -153,6 +157,7 @@ def lstm(
         zoneout=zoneout,
         recurrent_dropout=recurrent_dropout,
         weight_dropout=weight_dropout,
+        bptt=bptt,
         backend=backend,
     )
 
@@ -176,6 +181,7 @@ def rnn(
     zoneout: float = 0.0,
     recurrent_dropout: float = 0.0,
     weight_dropout: float = 0.0,
+    bptt: int | None = None,
     backend: str = backends.AUTO,
 ) -> Any:
     """An Elman RNN's layers: h' = tanh(W_i x + b_i + W_h h + b_h), or relu.
@@ -203,6 +209,7 @@ def rnn(
         zoneout=zoneout,
         recurrent_dropout=recurrent_dropout,
         weight_dropout=weight_dropout,
+        bptt=bptt,
         backend=backend,
     )
 
@@ -235,6 +242,7 @@ def _public(
     checks.masks(lengths, reset, *input.shape[:2])
     for which in REGULARISERS:
         checks.probability(which, options[which], len(spec.states) if which == "zoneout" else 1)
+    checks.bptt(options["bptt"])
     if input.shape[0] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     y, last, states = recurrent(

@@ -76,8 +76,3 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
 def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     """Autocast off where it is on: what is computed inside has the dtypes of what it is computed from."""
     return nullcontext() if autocast_dtype(tensor) is None else torch.autocast(tensor.device.type, enabled=False)
-
-
-def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """What a layer computes in: autocast's dtype where it is on (double stays), else the tensor's."""
-    return tensor.dtype if tensor.dtype == torch.float64 else autocast_dtype(tensor) or tensor.dtype

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import checks, functional, onnx, packed
+from . import checks, functional, jagged, onnx, packed
 from .errors import UnsupportedProblem
 from .spec import by_mode
 from .standin import REGULARISERS, StandIn, onnx_exports, regularisers, torchscript_traces
@@ -40,6 +40,8 @@ class _Layer(StandIn, nn.RNNBase):
     zoneout: float | Sequence[float] = 0.0
     recurrent_dropout: float = 0.0
     weight_dropout: float = 0.0
+    bptt: int | None = None
+    _pack: Any = None  # what `frozen` keeps for this layer
 
     def __init__(
         self,
@@ -50,11 +52,13 @@ class _Layer(StandIn, nn.RNNBase):
         zoneout: float | Sequence[float] = 0.0,
         recurrent_dropout: float = 0.0,
         weight_dropout: float = 0.0,
+        bptt: int | None = None,
         **kwargs: Any,
     ) -> None:
         nn.RNNBase.__init__(self, mode, *args, **kwargs)
         self.backend = backend
         self.recompute = recompute
+        self.bptt = bptt
         self.zoneout = zoneout
         self.recurrent_dropout = recurrent_dropout
         self.weight_dropout = weight_dropout
@@ -93,14 +97,14 @@ class _Layer(StandIn, nn.RNNBase):
         """Runs every layer over every time step.
 
         Args:
-            input: [T, B, I], [B, T, I] with `batch_first`, [T, I] unbatched, or a PackedSequence. Any strides; the
-                weights' dtype, or any under autocast.
+            input: [T, B, I], [B, T, I] with `batch_first`, [T, I] unbatched, a PackedSequence or, with `batch_first`, a
+                jagged nested tensor [B, j, I]. Any strides; the weights' dtype, or any under autocast.
             hx: the initial state, zeros if None: h_0 [L*D, B, H], for the LSTM (h_0 [L*D, B, P or H], c_0 [L*D, B, H]);
                 without B for unbatched input. Any strides.
             lengths: [B] integers, on any device, in any order, never read by the host: row b has `lengths[b]` steps,
                 the rest is padding. There, outputs are 0; h_n is the state after the last real step (h_0 if there is
-                none); the reverse direction starts at the last real step. Not with a PackedSequence, which carries its
-                own.
+                none); the reverse direction starts at the last real step. Not with a PackedSequence or a nested tensor,
+                which carry their own.
             reset: [T, B] bool, [B, T] with `batch_first`, [T] unbatched. True at t separates step t-1 from step t of
                 that row: forward, step t starts from zero (at t = 0, hx is dropped); reverse, step t-1 does. No
                 gradient crosses. The result equals that of the segments run one by one.
@@ -111,10 +115,13 @@ class _Layer(StandIn, nn.RNNBase):
             input, with D*H (D*P) features; h_n and c_n as hx.
 
         Raises:
-            ValueError: input is not 2-D or 3-D; its dtype or hx's is not the weights'; lengths or reset do not fit it.
+            ValueError: input is not 2-D or 3-D; its dtype or hx's is not the weights'; lengths or reset do not fit it;
+                it is nested, and not jagged in its second axis alone.
             RuntimeError: a size or a device does not fit, or T is 0. Types and texts are torch's.
             UnsupportedProblem: the backend asked for by name cannot take this call; the text says why.
         """
+        if self._pack is not None and (known := self._pack.run(self, input, hx, lengths, reset, return_states)):
+            return known
         if torchscript_traces():
             if lengths is not None or reset is not None or return_states:
                 raise UnsupportedProblem("lengths, reset and return_states have no TorchScript form; use torch.export")
@@ -126,6 +133,8 @@ class _Layer(StandIn, nn.RNNBase):
                     "a PackedSequence carries its lengths and takes no reset: pad it, and pass lengths=, reset="
                 )
             return self._forward_packed(input, hx, return_states)
+        if input.is_nested:
+            return self._forward_jagged(input, hx, lengths is not None or reset is not None, return_states)
         rank, x, given = input.dim(), input, self._given(hx)
         if rank != 3:
             checks.input_rank(self._stock.__name__, rank)
@@ -135,7 +144,7 @@ class _Layer(StandIn, nn.RNNBase):
             x, given = x.unsqueeze(1), [h.unsqueeze(1) for h in given]
         elif self.batch_first:
             x = x.transpose(0, 1)
-        weights = self._read(self._flat_weights_names)
+        weights = self._weights(x, given)
         self._check(x, x.size(1), given, weights[0])
         if x.size(0) == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
@@ -157,7 +166,8 @@ class _Layer(StandIn, nn.RNNBase):
     def _forward_packed(self, input: PackedSequence, hx: Any, return_states: bool) -> Any:
         """As torch.nn does it: rows run in packed order, states are permuted on the way in and out."""
         data, batch_sizes, order, back = input
-        given, weights = self._given(hx), self._read(self._flat_weights_names)
+        given = self._given(hx)
+        weights = self._weights(data, given, composite=True)
         checks.packed_ranks(data, given)
         self._check(data, int(batch_sizes[0]), given, weights[0])
         if order is not None:
@@ -173,9 +183,26 @@ class _Layer(StandIn, nn.RNNBase):
             return out
         return *out, States(*(s if back is None else s.index_select(2, back) for s in _stacked(kept)))
 
+    def _forward_jagged(self, input: Tensor, hx: Any, masked: bool, return_states: bool) -> Any:
+        jagged.check(self._stock.__name__, input, self.batch_first, masked)
+        given, rows = self._given(hx), jagged.Rows(input)
+        checks.state_ranks(given, 3)
+        weights = self._weights(rows.values, given)
+        self._check(rows.values, input.size(0), given, weights[0])
+        run: Any = onnx.recurrent if onnx_exports() else functional.recurrent
+        masks = {"lengths": rows.lengths, "reset": None, "return_states": return_states}
+        y, last, kept = run(by_mode(self.mode), rows.padded(), given, weights, **masks, **self._options())
+        out = rows.jagged(y), last if len(last) == 2 else last[0]
+        return (*out, States(*_stacked(kept))) if return_states else out
+
     def _given(self, hx: Any) -> list[Tensor]:
         """The initial states, none if they are zeros."""
         return [] if hx is None else checks.state_list(hx, 2 if self.mode == "LSTM" else 1)
+
+    def _weights(self, x: Tensor, given: list[Tensor], composite: bool = False) -> list[Tensor]:
+        if self._pack is None or torch.compiler.is_compiling():
+            return self._read(self._flat_weights_names)
+        return self._pack.weights_for(self, x, given, composite)  # type: ignore[no-any-return]
 
     def _check(self, x: Tensor, batch: int, given: list[Tensor], weight: Tensor) -> None:
         sizes: list[tuple[int, int, int]] = []
@@ -196,6 +223,7 @@ class _Layer(StandIn, nn.RNNBase):
             "zoneout": self.zoneout,
             "recurrent_dropout": self.recurrent_dropout,
             "weight_dropout": self.weight_dropout,
+            "bptt": self.bptt,
             "backend": self.backend,
         }
 
@@ -241,6 +269,10 @@ class GRU(_Layer):
             past the product, z_t ∘ h_{t-1}, has none (Gal and Ghahramani 2016, arXiv:1512.05287).
         weight_dropout: probability, in training, with which a number of W_hh is dropped in a whole call, as by
             F.dropout (DropConnect, as Merity et al. 2017, arXiv:1708.02182). docs/maths.md has all three.
+        bptt: k, to truncate backpropagation through time: no gradient crosses from step k to step k-1, 2k to 2k-1, ...;
+            the states do, so outputs stay what they are. Equals segments of k steps with detached states between them;
+            likewise in the reverse direction, which hands its states over at the same steps. None: gradients through
+            all steps.
 
     Attributes:
         weight_ih_l{k}, weight_ih_l{k}_reverse: [3*H, I], [3*H, D*H] for k > 0, rows in the order r, z, n.
@@ -274,6 +306,7 @@ class GRU(_Layer):
         zoneout: float = 0.0,
         recurrent_dropout: float = 0.0,
         weight_dropout: float = 0.0,
+        bptt: int | None = None,
     ) -> None: ...
 
     @overload
@@ -329,6 +362,7 @@ class LSTM(_Layer):
         zoneout: float | Sequence[float] = 0.0,
         recurrent_dropout: float = 0.0,
         weight_dropout: float = 0.0,
+        bptt: int | None = None,
     ) -> None: ...
 
     @overload
@@ -373,6 +407,7 @@ class RNN(_Layer):
         zoneout: float = 0.0,
         recurrent_dropout: float = 0.0,
         weight_dropout: float = 0.0,
+        bptt: int | None = None,
     ) -> None: ...
 
     @overload

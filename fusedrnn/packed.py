@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import _VF, Tensor
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from . import autograd, backends, cudnn, functional, modes, packed_scan
 from .spec import LSTM, CellSpec, Problem
 from .spec import rates as noise_rates
-from .stack import with_weight_dropout
+from .stack import compute_dtype, projected_low, truncates, with_weight_dropout
 
 States = tuple[Tensor, ...]
 
@@ -36,6 +36,7 @@ def recurrent(
     zoneout: float | Sequence[float],
     recurrent_dropout: float,
     weight_dropout: float,
+    bptt: int | None,
     backend: str,
 ) -> tuple[Tensor, States, list[States]]:
     """As `functional.recurrent`, for packed rows.
@@ -53,6 +54,7 @@ def recurrent(
     if weight_dropout and training:
         weights = with_weight_dropout(weights, num_layers * D, weight_dropout)
     rates = noise_rates(spec, zoneout, recurrent_dropout if training else 0.0)
+    grad, traced = torch.is_grad_enabled() and autograd.any_requires_grad(data, *weights), modes.traced()
     problem = Problem(
         spec,
         T,
@@ -62,43 +64,67 @@ def recurrent(
         num_layers,
         D,
         proj_size,
-        modes.compute_dtype(data),
+        compute_dtype(spec, data, hx, composite=True),
         data.device.type,
         bias,
         active,
-        torch.is_grad_enabled() and autograd.any_requires_grad(data, *weights),
+        grad,
         lengths=False,  # torch's own op takes packed rows, though no lengths
         return_states=return_states,
         recompute=recompute,
-        traced=modes.traced(),
+        traced=traced,
         threads=torch.get_num_threads(),
         packed=True,
+        bptt=truncates(bptt, T, grad, traced),
         zoneout=any(rates[:2]),
         recurrent_dropout=any(rates[2:]),
         drawn=bool(rates) and training,
     )
     chosen = backends.choose(backend, problem)
+    low = modes.autocast_dtype(data)
+    data, *rest = (t.to(problem.dtype) for t in (data, *(hx or ()), *weights))
+    hx, weights = rest[: len(hx or ())], rest[len(hx or ()) :]
+    with modes.without_autocast(data):
+        noise = {"zoneout": zoneout, "recurrent_dropout": recurrent_dropout}
+        y, last, states = _run(problem, chosen, data, batch_sizes, hx, weights, bptt, training, noise)
+    if low is not None and proj_size and data.is_cpu and data.dtype != torch.float64:
+        y, last = projected_low(y, last, low)
+    return y, last, states
+
+
+def _run(
+    problem: Problem,
+    chosen: str,
+    data: Tensor,
+    batch_sizes: Tensor,
+    hx: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    bptt: int | None,
+    training: bool,
+    noise: dict[str, Any],
+) -> tuple[Tensor, States, list[States]]:
+    recompute, return_states, active = problem.recompute, problem.return_states, problem.dropout
+    T, B, D, num_layers = problem.T, problem.B, problem.D, problem.L
     if chosen == "aten":
         return _by_torch(problem, data, batch_sizes, hx, weights, training)
-
-    if backends.has_route(chosen) and not (recompute or return_states or problem.traced):
+    if backends.has_route(chosen) and not (recompute or return_states or problem.bptt or problem.traced):
         return _as_they_lie(problem, data, batch_sizes, hx, weights, backends.route(chosen, problem.dtype))
 
     rows_alive = torch.arange(B) < batch_sizes.unsqueeze(1)  # [T, B]
-    grid = _Grid(T, B, rows_alive.flatten().nonzero().squeeze(1).to(data.device))
-    run = partial(
+    grid = Grid(T, B, rows_alive.flatten().nonzero().squeeze(1).to(data.device))
+    run: Any = partial(
         functional.recurrent,
-        spec,
-        bias=bias,
-        bidirectional=bidirectional,
-        proj_size=proj_size,
+        problem.cell,
+        bias=problem.bias,
+        bidirectional=D == 2,
+        proj_size=problem.proj_size,
         lengths=rows_alive.sum(0),
         recompute=recompute,
         return_states=return_states,
         training=training,
-        zoneout=zoneout,
-        recurrent_dropout=recurrent_dropout,
+        bptt=bptt,
         backend=chosen,
+        **noise,
     )
     if not active:
         y, last, states = run(grid.pad(data), hx, weights, num_layers=num_layers)
@@ -107,7 +133,7 @@ def recurrent(
     per, rows, ends, states = len(weights) // num_layers, data, [], []
     for layer in range(num_layers):
         own = weights[layer * per : (layer + 1) * per]
-        start = [h[layer * D : (layer + 1) * D] for h in hx or ()]
+        start = [h[layer * D : (layer + 1) * D] for h in hx]
         y, end, kept = run(grid.pad(rows if layer == 0 else F.dropout(rows, active)), start, own)
         rows = grid.pack(y)
         ends.append(end)
@@ -115,7 +141,7 @@ def recurrent(
     return rows, tuple(torch.cat(end) for end in zip(*ends, strict=True)), states
 
 
-class _Grid(NamedTuple):
+class Grid(NamedTuple):
     """Where packed rows stand among [T, B] padded ones."""
 
     T: int
@@ -136,21 +162,18 @@ def _as_they_lie(
     problem: Problem,
     data: Tensor,
     batch_sizes: Tensor,
-    hx: Sequence[Tensor] | None,
+    hx: Sequence[Tensor],
     weights: Sequence[Tensor],
     route: int,
 ) -> tuple[Tensor, States, list[States]]:
     spec, D = problem.cell, problem.D
-    x, *rest = (t.to(problem.dtype) for t in (data, *(hx or ()), *weights))
-    hx, weights = rest[: len(hx or ())], rest[len(hx or ()) :]
-    rows, each, ends = packed_scan.Rows.of(batch_sizes, data.device), len(weights) // problem.L, []
-    with modes.without_autocast(data):
-        for k in range(problem.L):
-            h0, c0 = [h[k * D : (k + 1) * D] for h in hx] + [None] * (2 - len(hx))
-            own = weights[k * each : (k + 1) * each]
-            y, hn, cn = packed_scan.layer(x, h0, c0, own, rows, spec, D, route)
-            ends.append((hn,) if cn is None else (hn, cn))
-            x = F.dropout(y, problem.dropout) if problem.dropout and k + 1 < problem.L else y
+    x, rows, each, ends = data, packed_scan.Rows.of(batch_sizes, data.device), len(weights) // problem.L, []
+    for k in range(problem.L):
+        h0, c0 = [h[k * D : (k + 1) * D] for h in hx] + [None] * (2 - len(hx))
+        own = weights[k * each : (k + 1) * each]
+        y, hn, cn = packed_scan.layer(x, h0, c0, own, rows, spec, D, route)
+        ends.append((hn,) if cn is None else (hn, cn))
+        x = F.dropout(y, problem.dropout) if problem.dropout and k + 1 < problem.L else y
     return y, tuple(torch.cat(end) for end in zip(*ends, strict=True)), []
 
 
@@ -158,27 +181,24 @@ def _by_torch(
     problem: Problem,
     data: Tensor,
     batch_sizes: Tensor,
-    hx: Sequence[Tensor] | None,
+    hx: Sequence[Tensor],
     weights: Sequence[Tensor],
     training: bool,
 ) -> tuple[Tensor, States, list[States]]:
     cell, edge = problem.cell, (problem.L * problem.D, problem.B)
     sizes = (problem.proj_size or problem.H, problem.H)[: len(cell.states)]
     start = hx or [data.new_zeros(*edge, size) for size in sizes]
-    data, *rest = (t.to(problem.dtype) for t in (data, *start, *weights))
-    start, weights = rest[: len(sizes)], rest[len(sizes) :]
     if data.is_cuda and not problem.traced:
         weights = cudnn.one_chunk(weights, problem)
-    with modes.without_autocast(data):
-        y, *last = getattr(_VF, cell.name)(
-            data,
-            batch_sizes,
-            start if cell is LSTM else start[0],
-            weights,
-            problem.bias,
-            problem.L,
-            problem.dropout,
-            training,
-            problem.D == 2,
-        )
+    y, *last = getattr(_VF, cell.name)(
+        data,
+        batch_sizes,
+        start if cell is LSTM else start[0],
+        weights,
+        problem.bias,
+        problem.L,
+        problem.dropout,
+        training,
+        problem.D == 2,
+    )
     return y, tuple(last), []

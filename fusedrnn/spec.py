@@ -96,6 +96,7 @@ class Problem(NamedTuple):
             T and B may be symbolic then, and shall not be compared.
         threads: torch.get_num_threads().
         packed: whether the input is a PackedSequence.
+        bptt: whether gradients end after so many steps.
         zoneout: whether units keep their state with some probability.
         recurrent_dropout: whether the recurrent product sees a dropped state; False where it is not active.
         drawn: whether zoneout is drawn; else states are mixed by its probability.
@@ -121,6 +122,7 @@ class Problem(NamedTuple):
     traced: bool = False
     threads: int = 1
     packed: bool = False
+    bptt: bool = False
     zoneout: bool = False
     recurrent_dropout: bool = False
     drawn: bool = False

@@ -11,8 +11,9 @@ from torch import _VF, Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from . import autograd, backends, cudnn, modes, philox, reference
-from .spec import CELLS, LSTM, CellSpec, Problem
+from . import autograd, backends, cudnn, modes, philox, reference, truncated
+from .errors import UnsupportedProblem
+from .spec import CELLS, GRU, LSTM, CellSpec, Problem
 from .spec import rates as noise_rates
 
 States = tuple[Tensor, ...]
@@ -39,6 +40,7 @@ def recurrent(
     zoneout: float | Sequence[float] = 0.0,
     recurrent_dropout: float = 0.0,
     weight_dropout: float = 0.0,
+    bptt: int | None = None,
     backend: str = backends.AUTO,
 ) -> tuple[Tensor, States, list[States]]:
     """Runs all layers, and checks nothing.
@@ -61,6 +63,7 @@ def recurrent(
         zoneout: probability with which a unit keeps its state of the step before; for the LSTM, of h and of c.
         recurrent_dropout: probability with which W_hh does not see a unit, in a whole sequence.
         weight_dropout: probability with which a number of W_hh is zeroed, in a whole call.
+        bptt: steps after which gradients end, None for none.
         backend: the backend's name.
 
     Returns:
@@ -69,12 +72,26 @@ def recurrent(
 
     Raises:
         ValueError: there is no backend called `backend`.
-        UnsupportedProblem: the backend asked for cannot take this call.
+        UnsupportedProblem: the backend asked for cannot take this call, or bptt not with zoneout or recurrent dropout.
         BackendUnavailable: the backend asked for does not exist on this machine.
     """
-    dtype = modes.autocast_dtype(input)
-    if dtype is not None:
-        input, hx, weights = _cast(input, dtype), _cast_all(hx or (), dtype), _cast_all(weights, dtype)
+    low = modes.autocast_dtype(input)
+    if low is not None:
+        options: dict[str, Any] = {
+            "bias": bias,
+            "num_layers": num_layers,
+            "dropout": dropout,
+            "training": training,
+            "bptt": bptt,
+        }
+        options |= {"bidirectional": bidirectional, "proj_size": proj_size, "lengths": lengths, "reset": reset}
+        options |= {"recompute": recompute, "return_states": return_states, "backend": backend}
+        options |= {
+            "zoneout": zoneout,
+            "recurrent_dropout": recurrent_dropout,
+            "weight_dropout": weight_dropout,
+        }
+        return _autocast(spec, input, hx or (), weights, low, options)
     if lengths is not None:
         lengths = lengths.to(input.device, torch.int64)
     if reset is not None:
@@ -85,6 +102,13 @@ def recurrent(
     rates = noise_rates(spec, zoneout, recurrent_dropout if training else 0.0)
     active = dropout if training else 0.0
     steps, rows, features = input.shape
+    grad = torch.is_grad_enabled() and autograd.any_requires_grad(input, *(hx or ()), *weights)
+    cut = bptt if truncates(bptt, steps, grad, traced) else None
+    if rates and cut is not None:
+        raise UnsupportedProblem(
+            "bptt goes with neither zoneout nor recurrent_dropout: its segments run side by side, and would be drawn "
+            "others. Call the layer window by window, each from the detached states of the one before"
+        )
     problem = Problem(
         spec,
         steps,
@@ -98,26 +122,26 @@ def recurrent(
         input.device.type,
         bias,
         active,
-        torch.is_grad_enabled() and autograd.any_requires_grad(input, *(hx or ()), *weights),
+        grad,
         lengths is not None,
         reset is not None,
         return_states,
         recompute,
         traced,
         1 if traced else torch.get_num_threads(),
+        bptt=cut is not None,
     )
     if rates:
         problem = problem._replace(zoneout=any(rates[:2]), recurrent_dropout=bool(rates[2]), drawn=training)
     chosen = backends.choose(backend, problem)
     if chosen == "aten":
-        if dtype is None:
-            return _stock(problem, input, hx, weights, training)
-        with modes.without_autocast(input):
-            return _stock(problem, input, hx, weights, training)
+        return _stock(problem, input, hx, weights, training)
     run: Callable[..., Any] = autograd.layer if chosen == "cpu" else _reference_layer
     if backends.has_route(chosen):
         run = partial(autograd.layer, route=backends.route(chosen, input.dtype))
     keys = philox.new_keys(num_layers, input.device) if rates and training else None
+    if cut is not None:
+        run = partial(truncated.layer, run, cut, ragged=traced or steps % cut != 0)
     each, x, last, states = len(weights) // num_layers, input, [], []
     for k in range(num_layers):
         h0, c0 = _initial(problem, hx, k)
@@ -137,6 +161,46 @@ def with_weight_dropout(weights: Sequence[Tensor], streams: int, probability: fl
     """The weights with torch's dropout over every W_hh."""
     each = len(weights) // streams
     return [F.dropout(w, probability) if i % each == 1 else w for i, w in enumerate(weights)]
+
+
+def _autocast(
+    spec: CellSpec, x: Tensor, hx: Sequence[Tensor], weights: Sequence[Tensor], low: torch.dtype, options: Any
+) -> tuple[Tensor, States, list[States]]:
+    """`recurrent` where autocast asks for `low`: cast, and run without it."""
+    projects = options["proj_size"] > 0
+    dtype = low if x.dtype == torch.float64 else compute_dtype(spec, x, hx, projects)
+    with modes.without_autocast(x):
+        y, last, states = recurrent(spec, _cast(x, dtype), _cast_all(hx, dtype), _cast_all(weights, dtype), **options)
+    if projects and dtype != low and y.dtype != torch.float64:
+        y, last = projected_low(y, last, low)
+    return y, last, states
+
+
+def projected_low(y: Tensor, last: States, low: torch.dtype) -> tuple[Tensor, States]:
+    """Output and last states of an LSTM with projection as torch has them under autocast: c alone stays as it is."""
+    return y.to(low), (last[0].to(low), last[1])
+
+
+def compute_dtype(spec: CellSpec, x: Tensor, hx: Sequence[Tensor] | None, composite: bool = False) -> torch.dtype:
+    """What a layer computes in: autocast's dtype where it is on (double stays), else the input's.
+
+    But under autocast on a CPU, as torch has it, what consists of single ops there multiplies in autocast's dtype and
+    carries the state in the state's own: the GRU, and if `composite`, that is packed or projected, the LSTM. The state
+    is of the input's dtype where none is given. The wider of the two is then taken for all.
+    """
+    low = modes.autocast_dtype(x)
+    if low is None or x.dtype == torch.float64:
+        return x.dtype
+    carried = (hx[-1] if hx else x).dtype
+    wide = x.is_cpu and (spec is GRU or (composite and spec is LSTM)) and carried != torch.float64
+    return torch.promote_types(carried, low) if wide else low
+
+
+def truncates(bptt: int | None, steps: int, grad: bool, traced: bool) -> bool:
+    """Whether there are gradients to end: a traced T is not compared, nor does a traced tensor say what it requires."""
+    if bptt is None:
+        return False
+    return (torch.is_grad_enabled() or modes.forward_mode()) if traced else grad and bptt < steps
 
 
 def _initial(problem: Problem, hx: Sequence[Tensor] | None, layer: int) -> tuple[Tensor | None, Tensor | None]:

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from . import backends, modes
+from . import backends, checks, modes
 
 REGULARISERS = ("zoneout", "recurrent_dropout", "weight_dropout")
 """What is 0 in torch's layers, and changes what a layer computes where it is not."""
 
-OWN_ATTRIBUTES = ("backend", "recompute", *REGULARISERS)
+OWN_ATTRIBUTES = ("backend", "recompute", "bptt", *REGULARISERS)
 """What torch's layers and cells have not."""
 
 
@@ -27,6 +27,8 @@ class StandIn(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "backend":
             backends.check_name(value)
+        elif name == "bptt":
+            checks.bptt(value)
         super().__setattr__(name, value)
 
     def _read(self, names: Sequence[str]) -> list[Tensor]:

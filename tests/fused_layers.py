@@ -134,7 +134,7 @@ class FusedLayers:
         assert_same(found, torch.autograd.grad(penalty(), list(layer.parameters())))
 
         layer.backend = self.backend
-        monkeypatch.setattr(packed._Grid, "pad", None)
+        monkeypatch.setattr(packed.Grid, "pad", None)
         layer(pack_sequence(list(x.split(LENGTHS)), enforce_sorted=False))[0].data.sum().backward()
 
     def test_packed_rows_keep_gates_for_backward_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:

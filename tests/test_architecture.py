@@ -20,8 +20,10 @@ LAYERS = (
     {"__main__"},
     {"tune"},
     {"__init__"},
+    {"frozen"},
     {"convert", "explanation"},
     {"modules"},
+    {"jagged"},
     {"cells", "packed", "onnx"},
     {"functional", "packed_scan"},
     {"stack"},
@@ -30,7 +32,7 @@ LAYERS = (
     {"triton_plan"},
     {"batching", "cudnn", "gpu_plan", "measured", "products", "reference", "units"},
     {"ops"},
-    {"_build", "_plan", "checks", "errors", "modes", "philox", "spec", "triton_kernels"},
+    {"_build", "_plan", "checks", "errors", "modes", "philox", "spec", "triton_kernels", "truncated"},
 )
 # Inside triton_kernels, likewise.
 KERNEL_LAYERS = ({"launch"}, {"grid"}, {"backward", "forward"}, {"walk"}, {"cells", "config"}, {"__init__"})

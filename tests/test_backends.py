@@ -308,17 +308,20 @@ def test_explain_says_why_nothing_runs() -> None:
 
 
 def test_explain_takes_every_form_of_input() -> None:
+    rows = torch.randn(T, I)
     for options, x, sizes in (
         ({}, torch.randn(T, I), (T, 1)),
         ({"batch_first": True}, torch.randn(T, I), (T, 1)),
         ({}, pack_sequence([torch.randn(4, I), torch.randn(2, I)]), (4, 2)),
         ({}, torch.randn(T, B, I, device="meta"), (T, B)),
+        ({"batch_first": True}, torch.nested.nested_tensor([rows[:2], rows], layout=torch.jagged), (T, 2)),
     ):
         problem = fusedrnn.explain(nn.RNN(I, H, **options).train(False), x).problem
         assert sizes == (problem.T, problem.B)
         assert problem.cell is by_mode("RNN_TANH")
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        problem = fusedrnn.explain(nn.GRU(I, H), torch.randn(T, B, I)).problem
+        problem = fusedrnn.explain(nn.LSTM(I, H), torch.randn(T, B, I)).problem
+        assert fusedrnn.explain(nn.GRU(I, H), torch.randn(T, B, I)).problem.dtype == torch.float32
     assert (problem.dtype, problem.grad) == (torch.bfloat16, False)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 import fusedrnn
+from fusedrnn.standin import OWN_ATTRIBUTES
 
 each_layer = pytest.mark.parametrize("name", LAYERS)
 FUSED = {getattr(nn, n): getattr(fusedrnn, n) for n in (*LAYERS, "GRUCell", "LSTMCell", "RNNCell")}
@@ -88,7 +89,7 @@ def test_a_layer_by_itself(name: str) -> None:
     assert repr(layer) == repr(getattr(nn, name)(I, H))
     assert fusedrnn.revert(layer) is layer
     assert type(layer) is getattr(nn, name)
-    assert not vars(layer).keys() & {"backend", "recompute"}
+    assert not vars(layer).keys() & set(OWN_ATTRIBUTES)
 
 
 def test_converting_again_changes_nothing_but_the_backend_of_what_is_new() -> None:
@@ -183,3 +184,39 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="Unknown backend 'warp'"):
         fusedrnn.convert(model, backend="warp")
     assert classes(model) == [nn.Sequential, nn.GRU], "nothing is half done"
+
+
+@each_layer
+def test_spectral_norm_takes_one_step_a_call(name: str) -> None:
+    """Of its power iteration, in training; torch's layer reads its weights four times a call, and takes four."""
+    layer = parametrizations.spectral_norm(getattr(nn, name)(I, H, dtype=torch.double), "weight_hh_l0")
+    norm, x = layer.parametrizations.weight_hh_l0[0], rand(T, B, I)
+    alone = copy.deepcopy(norm)
+    fusedrnn.convert(layer)
+    for _ in range(3):
+        weight = alone(layer.parametrizations.weight_hh_l0.original)
+        out = layer(x)[0]
+        assert torch.equal(norm._u, alone._u)
+    layer.eval()
+    assert_same(tensors(layer(x)), tensors(fusedrnn.revert(copy.deepcopy(layer))(x)))
+    (found,) = torch.autograd.grad(out.sum(), layer.parametrizations.weight_hh_l0.original)
+    plain = fusedrnn.convert(getattr(nn, name)(I, H, dtype=torch.double))
+    state = {n: getattr(layer, n).detach() for n in layer._flat_weights_names} | {"weight_hh_l0": weight}
+    want = torch.func.functional_call(plain, state, (x,))[0]
+    assert_same([found], list(torch.autograd.grad(want.sum(), layer.parametrizations.weight_hh_l0.original)))
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:.*is deprecated:UserWarning")
+@pytest.mark.parametrize("name", ["GRU", "LSTM"])
+def test_reverted_models_quantize(name: str) -> None:
+    """torch's tool looks for torch's classes: it leaves ours as they are, and takes what `revert` makes of them."""
+    torch.backends.quantized.engine = "fbgemm"
+    layer = getattr(fusedrnn, name)(I, 8 * H).eval()
+    tool: Any = torch.ao.quantization.quantize_dynamic
+    kinds, x = {getattr(nn, name)}, torch.randn(T, B, I)
+    unchanged = tool(nn.Sequential(copy.deepcopy(layer)), kinds, dtype=torch.qint8)
+    assert type(unchanged[0]) is getattr(fusedrnn, name)
+    quantized = tool(nn.Sequential(fusedrnn.revert(copy.deepcopy(layer))), kinds, dtype=torch.qint8)
+    assert type(quantized[0]).__module__.startswith("torch.ao.nn.quantized.dynamic")
+    difference = (quantized(x)[0] - layer(x)[0]).abs().max()
+    assert 0 < difference < 0.05, "eight bits"

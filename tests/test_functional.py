@@ -175,8 +175,9 @@ def test_autocast_is_a_cast_of_everything_but_double(cell: CellSpec, backend: st
     hx, low = initial(layer), torch.bfloat16
     with torch.autocast("cpu", low):
         found = layer(x, hx=hx)
-    weights = {name: p.to(low) for name, p in layer.named_parameters()}
-    want = functional_call(layer, weights, x.to(low), {"hx": tuple(h.to(low) for h in hx)})
+    to = torch.float if cell is GRU else low  # torch's GRU carries its state in the state's dtype
+    weights = {name: p.to(to) for name, p in layer.named_parameters()}
+    want = functional_call(layer, weights, x.to(to), {"hx": tuple(h.to(to) for h in hx)})
     leaves = [x, *layer.parameters()]
     for a, b in zip((*found, *gradients(found, leaves)), (*want, *gradients(want, leaves)), strict=True):
         assert a.dtype == b.dtype

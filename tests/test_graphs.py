@@ -285,7 +285,7 @@ def test_compile_under_autocast(spec: CellSpec) -> None:
             return layer(x)
 
     found, want = torch.compile(run, fullgraph=True, backend="aot_eager")(x), run(x)
-    assert {o.dtype for o in found} == {torch.bfloat16}
+    assert {o.dtype for o in found} == {torch.float32 if spec is GRU else torch.bfloat16}
     assert_close(found, want, atol=0.02, rtol=0.02)
     (g,) = torch.autograd.grad(found[0].float().sum(), layer.weight_hh_l0)
     assert g.dtype == torch.float32

@@ -213,3 +213,25 @@ def test_the_reference_refuses_what_cannot_be() -> None:
                 *absent, none, gates_x, None, None, None, w, None, None, cell, 1, None, (0.5, 0.0, 0.0)
             )
     assert LSTM.kept
+
+
+@each_layer
+def test_bptt_is_refused_with_noise(name: str) -> None:
+    """Its segments run as rows of one call: they would be drawn other masks."""
+    layer, x = make(name, zoneout=0.3, bptt=2), rand(T, B, I)
+    with pytest.raises(UnsupportedProblem, match="bptt goes with neither zoneout nor recurrent_dropout"):
+        layer(x)
+    with torch.no_grad():
+        layer(x)
+    layer.zoneout, layer.weight_dropout = 0.0, 0.3
+    layer(x)
+
+
+@each_layer
+def test_frozen_layers_keep_their_zoneout(name: str) -> None:
+    layer, x = make(name, zoneout=0.3, recurrent_dropout=0.2).eval(), rand(T, B, I)
+    with torch.no_grad():
+        expected = tensors(layer(x))
+        with fusedrnn.frozen(layer):
+            for _ in range(3):
+                assert_same(tensors(layer(x)), expected)
