@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import compare, figures, memory, report, sweep
+from . import compare, figures, memory, parallel, report, sweep
 from .arguments import parser
 from .cases import FIGURE_SHAPES, MODES, Case
-from .data import DataError, phrase_corpus, read_vectors
+from .corpora import corpus
+from .data import DataError, read_vectors
 from .gpu import cases as gpu_cases
 from .gpu import grid as gpu_grid
 from .gpu import table as gpu_table
 from .progress import Progress
 from .providers import NN, PROVIDERS
-from .record import Recorder, RecordError, environment, environment_json, read_rows, write_whole
+from .record import FINISHED, Recorder, RecordError, Row, environment, finished_parts, read_rows, write_whole
+from .resume import Saved, digest
 from .studies import STUDIES
 from .studies.base import Budget, Context
 
 INTERRUPTED = 130
+ENVIRONMENT = "env.json"
+SAME = ("effort", "data", "torch", "fusedrnn", "threads")
+"""Of the environment: what rows of one folder have in common."""
+TRAINED = ("text", "cells")
 SHOWN = 40
 """Lines of a long table that are printed."""
 
@@ -32,6 +42,7 @@ def run_study(options: argparse.Namespace) -> int:
     names = options.names or list(STUDIES)
     if unknown := [name for name in names if name not in STUDIES]:
         raise DataError(f"unknown study {', '.join(unknown)}; there are {', '.join(STUDIES)}")
+    parallel.refuse(names, "text")
     if "text" in names:
         _check_data(options)
     if elsewhere := [name for name in names if options.device not in STUDIES[name].devices]:
@@ -40,19 +51,34 @@ def run_study(options: argparse.Namespace) -> int:
         )
     if options.device == "cuda" and not torch.cuda.is_available():
         raise DataError("torch sees no GPU here")
+    with parallel.processes():
+        if not parallel.rank():
+            return _run_studies(options, names)
+        with tempfile.TemporaryDirectory() as folder:  # of another process's rows nobody has a use
+            saved = _saved(options)
+            options.out, options.rows = Path(folder), Path(folder) / "rows.csv"
+            return _run_studies(options, names, saved)
+
+
+def _run_studies(options: argparse.Namespace, names: Sequence[str], saved: Saved | None = None) -> int:
     seconds = {name: options.budget or STUDIES[name].seconds[options.effort] for name in names}
-    progress = Progress(sum(seconds.values()))
+    progress = Progress(sum(seconds.values()), stream=io.StringIO() if parallel.rank() else None)
     interrupted = False
     machine = torch.cuda.get_device_name() if options.device == "cuda" else ""
-    with Recorder(options.rows or options.out / "rows.csv", machine=machine) as recorder:
-        facts = environment()
+    saved, path = saved or _saved(options), options.rows or options.out / "rows.csv"
+    facts = environment() | {"effort": options.effort, "data": digest(options.data), "budget_s": seconds}
+    known = {} if options.overwrite else _known(options, path, facts)
+    with Recorder(path, resume=bool(known), machine=machine, keep=partial(_kept, options.effort, names)) as recorder:
+        if done := sum(row.metric == FINISHED for row in recorder.rows):
+            told = f"{path} holds {done} finished parts of {known['date']}, which are kept; --overwrite measures anew"
+            print(told, file=sys.stderr)
         if not options.rows:
-            write_whole(options.out / "env.json", environment_json(effort=options.effort, budget_s=seconds))
+            write_whole(path.with_name(ENVIRONMENT), json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
         try:
             for name in names:
                 files = (options.data, options.embeddings)
-                context = Context(recorder, progress, Budget(seconds[name]), options.effort, *files, options.device)
-                STUDIES[name].run(context)
+                budget = Budget(seconds[name])
+                STUDIES[name].run(Context(recorder, progress, budget, options.effort, *files, options.device, saved))
         except KeyboardInterrupt:
             interrupted = True
         if options.rows:
@@ -72,10 +98,55 @@ def run_study(options: argparse.Namespace) -> int:
     return 0
 
 
+def _known(options: argparse.Namespace, path: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """The environment of the rows that are there, nothing where there are none.
+
+    Raises:
+        RecordError: they were made with other arguments or versions.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return {}
+    if options.rows:
+        return {"date": "an earlier call"}
+    try:
+        known: dict[str, Any] = json.loads(path.with_name(ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecordError(
+            f"{path} has rows whose {ENVIRONMENT} cannot be read ({error}): give --overwrite to measure anew, or "
+            "another --out"
+        ) from None
+    changed = [name for name in SAME if known.get(name) != facts[name]]
+    if changed:
+        told = ", ".join(f"{name} {known.get(name)!r}, now {facts[name]!r}" for name in changed)
+        raise RecordError(
+            f"{path} holds rows made with {told}: give the same arguments to go on, --overwrite to measure anew, or "
+            "another --out"
+        )
+    return known
+
+
+def _kept(effort: str, names: Sequence[str], rows: list[Row]) -> list[Row]:
+    """What a rerun does not measure again: other studies' rows, and finished parts of its own.
+
+    Long training keeps states, not rows: they are written again from these.
+    """
+    trained = TRAINED if effort == "full" else ()
+    own = finished_parts([row for row in rows if row.study in names and row.study not in trained])
+    return [row for row in rows if row.study not in names] + own
+
+
+def _saved(options: argparse.Namespace) -> Saved | None:
+    """Where a long training goes on from; one that takes minutes starts anew."""
+    if options.effort != "full":
+        return None
+    arguments = {"data": digest(options.data), "embeddings": digest(options.embeddings)}
+    return Saved(options.rows.parent if options.rows else options.out, arguments, overwrite=options.overwrite)
+
+
 def _check_data(options: argparse.Namespace) -> None:
     """A file that cannot be used is said before minutes of measuring."""
     if options.data:
-        phrase_corpus(options.data)
+        corpus(options.data)
     if options.embeddings:
         read_vectors(options.embeddings, {})
 
@@ -141,7 +212,7 @@ def _paired(options: argparse.Namespace) -> dict[str, Any]:
 
 def run_report(options: argparse.Namespace) -> int:
     rows = read_rows(options.folder / "rows.csv")
-    facts = json.loads((options.folder / "env.json").read_text(encoding="utf-8"))
+    facts = json.loads((options.folder / ENVIRONMENT).read_text(encoding="utf-8"))
     print(f"report: {report.write(options.folder, rows, facts)}")
     return 0
 

@@ -29,7 +29,8 @@ def parser() -> argparse.ArgumentParser:
     study.add_argument(
         "--data",
         type=Path,
-        help="movie-review phrases: a tab-separated file with PhraseId, SentenceId, Phrase, Sentiment",
+        help="movie-review phrases, a tab-separated file with PhraseId, SentenceId, Phrase, Sentiment; or a folder of "
+        "positive and negative texts, in files ending in .pos and .neg or in folders pos and neg of .txt files",
     )
     study.add_argument("--embeddings", type=Path, help="word vectors in GloVe's text format")
     effort = study.add_mutually_exclusive_group()
@@ -46,7 +47,11 @@ def parser() -> argparse.ArgumentParser:
         dest="effort",
         action="store_const",
         const="full",
-        help="larger grids, more epochs and seeds; up to an hour",
+        help="larger grids, more epochs, seeds and models; up to an hour. Training goes on where an earlier call with "
+        "the same arguments and --out ended",
+    )
+    study.add_argument(
+        "--overwrite", action="store_true", help="measure and train anew; else what an earlier call finished is kept"
     )
     study.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: %(default)s)")
     study.add_argument("--rows", type=Path, metavar="FILE", help="write the rows alone, there, and no report")

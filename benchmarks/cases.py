@@ -137,7 +137,8 @@ def kernel_grid(effort: str) -> list[Case]:
             grid += [Case(cell, **BASE, L=2) for cell in CELLS]
     if effort == "full":
         grid += [Case(cell, **BASE, D=2, ragged=True) for cell in CELLS]
-        grid += [Case(cell, **BASE, L=2, D=2) for cell in CELLS] + [Case(cell, **BASE, dtype="fp64") for cell in CELLS]
+        grid += [Case(cell, **BASE, L=2, D=2) for cell in CELLS] + [Case(cell, **BASE, packed=True) for cell in CELLS]
+        grid += [Case(cell, **BASE, dtype=dtype) for dtype in ("fp64", "bf16") for cell in CELLS]
     return list(dict.fromkeys(grid))
 
 

@@ -18,6 +18,9 @@ from torch import Tensor
 PAD, UNKNOWN = 0, 1
 HEADER = ["PhraseId", "SentenceId", "Phrase", "Sentiment"]
 CLASSES_OF_PHRASES = 5
+VALIDATION_SHARE, TEST_SHARE = 0.05, 0.1
+"""Of the sentences."""
+NOT_TEXT = "not UTF-8 text"
 MALFORMED_SHARE = 0.01
 """More malformed lines than this and the file is refused; fewer are left out and counted."""
 
@@ -38,23 +41,47 @@ class Phrase:
 
 @dataclass
 class Corpus:
+    """Without `validation` the test part is looked at after every epoch, and nothing is chosen by it."""
+
     name: str
     classes: int
     train: list[Phrase]
     test: list[Phrase]
     notes: list[str] = field(default_factory=list)
+    validation: list[Phrase] = field(default_factory=list)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def lines(path: Path) -> Iterator[tuple[int, str | DataError]]:
+    """Lines by number; in place of one that is not UTF-8, the error that says so."""
     try:
         with path.open("rb") as file:
             for number, raw in enumerate(file, 1):
                 try:
                     yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 except UnicodeDecodeError as error:
-                    raise DataError(f"{path.name}, line {number}: not UTF-8 text ({error.reason})") from None
+                    yield number, DataError(f"{path.name}, line {number}: not UTF-8 text ({error.reason})")
     except OSError as error:
         raise DataError(f"cannot read {path.name}: {error.strerror}") from error
+
+
+class LeftOut:
+    """Malformed lines of one source: few are told, more than 1 % make it unusable."""
+
+    def __init__(self, source: str) -> None:
+        self._source, self._total, self._reasons = source, 0, list[str]()
+
+    def line(self, where: str, reason: str | None) -> bool:
+        """Counts a line; whether it is left out."""
+        self._total += 1
+        if reason:
+            self._reasons.append(f"{where}: {reason}")
+        return bool(reason)
+
+    def notes(self) -> list[str]:
+        bad, shown = len(self._reasons), "; ".join(self._reasons[:5])
+        if bad > MALFORMED_SHARE * self._total:
+            raise DataError(f"{self._source}: {bad} of {self._total} lines are malformed; {shown}")
+        return [f"{bad} malformed lines left out ({shown})"] if bad else []
 
 
 def read_phrases(path: Path) -> tuple[list[Phrase], list[str]]:
@@ -67,26 +94,22 @@ def read_phrases(path: Path) -> tuple[list[Phrase], list[str]]:
     Raises:
         DataError: no such file, not UTF-8, another header, no phrase, or more than 1 % of the lines malformed.
     """
-    phrases, bad, total = [], [], 0
-    for number, line in _lines(path):
-        fields = line.split("\t")
+    phrases, left_out = list[Phrase](), LeftOut(path.name)
+    for number, line in lines(path):
         if number == 1:
-            if fields != HEADER:
+            if line != "\t".join(HEADER):
                 raise DataError(
-                    f"{path.name}, line 1: expected the columns {' '.join(HEADER)} separated by tabs, got {line[:80]!r}"
+                    f"{path.name}, line 1: expected the columns {' '.join(HEADER)} separated by tabs, got "
+                    f"{str(line)[:80]!r}"
                 )
             continue
-        total += 1
-        reason = _malformed(fields)
-        if reason:
-            bad.append(f"line {number}: {reason}")
-        else:
+        fields = line.split("\t") if isinstance(line, str) else []
+        if not left_out.line(f"line {number}", _malformed(fields) if fields else NOT_TEXT):
             phrases.append(Phrase(tuple(fields[2].lower().split()), int(fields[3]), int(fields[1])))
-    if len(bad) > MALFORMED_SHARE * total:
-        raise DataError(f"{path.name}: {len(bad)} of {total} lines are malformed; {'; '.join(bad[:5])}")
+    notes = left_out.notes()
     if not phrases:
         raise DataError(f"{path.name}: no phrases after the header")
-    return phrases, [f"{len(bad)} malformed lines left out ({'; '.join(bad[:5])})"] if bad else []
+    return phrases, notes
 
 
 def _malformed(fields: Sequence[str]) -> str | None:
@@ -112,7 +135,9 @@ def read_vectors(path: Path, vocabulary: dict[str, int]) -> tuple[int, dict[str,
         finite number.
     """
     width, found = 0, dict[str, list[float]]()
-    for number, line in _lines(path):
+    for number, line in lines(path):
+        if not isinstance(line, str):
+            raise line
         width = width or len(line.split()) - 1
         if width < 1:
             raise DataError(f"{path.name}, line {number}: expected a word and its numbers, got {line[:60]!r}")
@@ -133,22 +158,25 @@ def read_vectors(path: Path, vocabulary: dict[str, int]) -> tuple[int, dict[str,
     return width, found
 
 
-def phrase_corpus(path: Path, seed: int = 0, test_share: float = 0.1) -> Corpus:
-    """The movie-review phrases, split by sentence: phrases of one sentence overlap and must not fall on both sides."""
-    phrases, notes = read_phrases(path)
+def phrase_corpus(path: Path, seed: int = 0) -> Corpus:
+    """The movie-review phrases, split by sentence."""
+    return split("phrases", CLASSES_OF_PHRASES, *read_phrases(path), seed)
+
+
+def split(name: str, classes: int, phrases: Sequence[Phrase], notes: Sequence[str], seed: int = 0) -> Corpus:
+    """Train, validation and test, whole sentences each."""
     groups = sorted({phrase.group for phrase in phrases})
     random.Random(seed).shuffle(groups)
-    held_out = set(groups[: max(1, round(test_share * len(groups)))])
-    train = [phrase for phrase in phrases if phrase.group not in held_out]
-    test = [phrase for phrase in phrases if phrase.group in held_out]
+    ends = [max(1, round(share * len(groups))) for share in (TEST_SHARE, VALIDATION_SHARE)]
+    parts = groups[: ends[0]], groups[ends[0] : sum(ends)], groups[sum(ends) :]
+    test, validation, train = ([phrase for phrase in phrases if phrase.group in chosen] for chosen in map(set, parts))
     if not train:
-        raise DataError(f"{path.name}: all phrases belong to one sentence; a split by sentence needs two")
-    notes = [
+        raise DataError(f"{name}: a split by sentence needs three sentences, got {len(groups)}")
+    told = (
         f"{len(phrases)} phrases of {len(groups)} sentences, split by sentence: {len(train)} to train, "
-        f"{len(test)} to test",
-        *notes,
-    ]
-    return Corpus("phrases", CLASSES_OF_PHRASES, train, test, notes)
+        f"{len(validation)} to validate, {len(test)} to test"
+    )
+    return Corpus(name, classes, train, test, [told, *notes], validation)
 
 
 def subsample(phrases: Sequence[Phrase], at_most: int, seed: int) -> list[Phrase]:
@@ -211,10 +239,10 @@ def _fill(rng: random.Random, count: int) -> list[str]:
     return [rng.choice(_FILLERS) for _ in range(count)]
 
 
-def grammar_corpus(train: int = 8000, test: int = 2000, seed: int = 0) -> Corpus:
+def grammar_corpus(train: int = 8000, validation: int = 1000, test: int = 2000, seed: int = 0) -> Corpus:
     rule = "both classes hold the same words, their order decides"
-    note = f"{train} sentences to train and {test} to test from the built-in grammar; {rule}."
-    return Corpus("grammar", 2, grammar(train, seed), grammar(test, seed + 1), [note])
+    note = f"{train} sentences to train, {validation} to validate, {test} to test from the built-in grammar; {rule}."
+    return Corpus("grammar", 2, grammar(train, seed), grammar(test, seed + 1), [note], grammar(validation, seed + 2))
 
 
 def vocabulary(phrases: Sequence[Phrase]) -> dict[str, int]:
@@ -252,6 +280,12 @@ def batches(phrases: Sequence[Phrase], words: dict[str, int], size: int, rng: ra
     if rng:
         rng.shuffle(full)
     return [_batch(group, words) for group in full]
+
+
+def sorted_batches(phrases: Sequence[Phrase], words: dict[str, int], size: int) -> list[Batch]:
+    """Batches of the phrases sorted by length, always the same ones in the same order."""
+    order = sorted(phrases, key=lambda phrase: len(phrase.tokens))
+    return [_batch(order[start : start + size], words) for start in range(0, len(order), size)]
 
 
 def _batch(group: Sequence[Phrase], words: dict[str, int]) -> Batch:

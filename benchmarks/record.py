@@ -16,7 +16,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ class Row:
 _SIZES = ("cell", "T", "B", "I", "H", "L", "D", "dtype")
 _STATISTICS = ("metric", "unit", "p25", "p50", "p75", "n", "note", "cpu", "isa")
 FIELDS = ("study", "case", *_SIZES, "threads", "provider", "mode", "seed", "epoch", *_STATISTICS)
+HEADER = ",".join(FIELDS) + "\n"
 _TYPES = {field.name: str(field.type) for field in dataclasses.fields(Row)}
 
 
@@ -85,6 +86,21 @@ def measured(study: str, metric: str, unit: str, values: Sequence[float], case: 
 def remark(study: str, metric: str, note: str, case: Case | str, **rest: Any) -> Row:
     """A row that says why there is no number."""
     return Row(study=study, metric=metric, note=" ".join(note.split()), n=0, **_sizes(case), **rest)
+
+
+FINISHED = "finished"
+
+
+def finished_parts(rows: Sequence[Row]) -> list[Row]:
+    """The rows up to each mark that a part of a study is finished; what a part that was cut off has left is dropped."""
+    kept: list[Row] = []
+    parts: dict[str, list[Row]] = {}
+    for row in rows:
+        part = parts.setdefault(row.study, [])
+        part.append(row)
+        if row.metric == FINISHED:
+            kept += parts.pop(row.study)
+    return kept
 
 
 def _sizes(case: Case | str) -> dict[str, Any]:
@@ -135,11 +151,20 @@ def read_rows(path: Path) -> list[Row]:
 class Recorder:
     """Appends rows, each whole on disk before the next is measured, stamped with CPU or `machine`, and instruction set.
 
+    With `resume` a file that is there is taken up, as much of it as `keep` leaves.
+
     Raises:
         RecordError: the file cannot be written, or a run to be taken up was made on another machine.
     """
 
-    def __init__(self, path: Path, *, resume: bool = False, machine: str = "") -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        resume: bool = False,
+        machine: str = "",
+        keep: Callable[[list[Row]], list[Row]] = lambda rows: rows,
+    ) -> None:
         self.path = path
         self.rows: list[Row] = []
         self._stamp = {"cpu": machine or cpu_name(), "isa": isa()}
@@ -148,12 +173,15 @@ class Recorder:
             if resume and path.exists() and path.stat().st_size:
                 self.rows = read_rows(path)
                 self._refuse_other_machines()
+                if len(kept := keep(self.rows)) < len(self.rows):
+                    self.rows = kept
+                    write_whole(path, HEADER + "".join(_encode(row).decode() for row in kept))
                 self._end = path.read_bytes().rfind(b"\n") + 1
                 self._file = os.open(path, os.O_WRONLY)
             else:
                 self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
                 self._end = 0
-                self._append((",".join(FIELDS) + "\n").encode())
+                self._append(HEADER.encode())
         except OSError as error:
             raise RecordError(f"cannot write {path}: {error.strerror}") from error
         self.keys = {row.key for row in self.rows}

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import plots
+from . import decision, plots
 from .record import Row, write_whole
-from .studies import STUDIES
+from .studies import STUDIES, Study
 from .studies.base import Figure, Section, Table, Text, Verdict
 
 TITLE = "fusedrnn: the study"
@@ -36,22 +36,27 @@ dark;--ink:#1c2024;--soft:#5c6570;--line:#d9dde3;--page:#fff;--tint:#f5f7fa;--go
 body{font:16px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:62rem;margin:0
 auto;padding:1rem 1rem 4rem}
 h1{line-height:1.2}h2{margin-top:3rem;border-top:1px solid var(--line);padding-top:1.2rem}
-.machine,figcaption,caption{color:var(--soft);font-size:.9rem;text-align:left}
+.machine,figcaption,.caption{color:var(--soft);font-size:.9rem;text-align:left}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.88rem;margin:1rem 0;font-variant-numeric:tabular-nums}
 th,td{border-bottom:1px solid var(--line);padding:.3rem .7rem .3rem
 0;text-align:left;vertical-align:top}th{color:var(--soft);font-weight:600}
 .confirmed{color:var(--good)}.refuted{color:var(--bad)}.depends,.undecided{color:var(--open)}
 figure{margin:1.5rem 0}svg{height:auto;display:block}.question{font-size:1.05rem;color:var(--soft)}
+@media(max-width:40rem){.verdicts thead{display:none}.verdicts td{display:block;border:0;padding:.1rem 0}
+.verdicts tr{display:block;border-bottom:1px solid var(--line);padding:.5rem 0}
+.verdicts td:first-child{font-weight:600}}
 code{background:var(--tint);padding:.05rem .3rem;border-radius:.2rem}
 """
 
 
 def write(folder: Path, rows: Sequence[Row], environment: dict[str, Any], *, interrupted: bool = False) -> Path:
     """Writes report.md, report.html and figures/*.svg into the folder, each whole or not at all; returns the page."""
-    studies = [study for name, study in STUDIES.items() if any(row.study == name for row in rows)]
-    verdicts = [verdict for study in studies for verdict in study.verdicts(rows)]
-    sections = [study.section(rows) for study in studies]
+    there = {row.study for row in rows}
+    studies = [study for name, study in STUDIES.items() if name in there]
+    verdicts = sorted((verdict for study in studies for verdict in study.verdicts(rows)), key=_number)
+    sections = [page for page in (decision.section(rows), *(study.section(rows) for study in studies)) if page]
     lead = [_machine(environment)]
+    unjudged = [_open(study) for name, study in STUDIES.items() if name not in there]
     if environment.get("backend") not in (None, "cpu"):
         lead.append(NO_KERNEL.format(environment["backend"]))
     if environment.get("busy_cores", 0) > BUSY_SHARE * environment.get("cores", 1):
@@ -64,9 +69,21 @@ def write(folder: Path, rows: Sequence[Row], environment: dict[str, Any], *, int
         for block in section.blocks:
             if isinstance(block, Figure) and block.svg:
                 write_whole(folder / "figures" / f"{block.name}.svg", plots.standalone(block.svg))
-    write_whole(folder / "report.md", markdown(lead, verdicts, sections))
-    write_whole(folder / "report.html", page(lead, verdicts, sections))
+    write_whole(folder / "report.md", markdown(lead, verdicts, sections, unjudged))
+    write_whole(folder / "report.html", page(lead, verdicts, sections, unjudged))
     return folder / "report.html"
+
+
+def _number(verdict: Verdict) -> tuple[int, str]:
+    """Claims by their numbers, what has none behind them."""
+    found = re.match(r"(\d+)(\w*)\.", verdict.claim)
+    return (int(found[1]), found[2]) if found else (1000, "")
+
+
+def _open(study: Study) -> str:
+    """A study that was not run, and the claims that it would judge."""
+    numbers = [f"{n}{part}" for n, part in map(_number, study.verdicts([])) if n < 1000]
+    return f"`{study.name}`" + (f" (claims {', '.join(numbers)})" if numbers else "")
 
 
 def _machine(environment: dict[str, Any]) -> str:
@@ -87,12 +104,19 @@ def _machine(environment: dict[str, Any]) -> str:
 VERDICT_HEADER = ("claim", "measured here", "verdict", "why")
 
 
-def markdown(lead: Sequence[str], verdicts: Sequence[Verdict], sections: Sequence[Section]) -> str:
+def _not_run(unjudged: Sequence[str]) -> list[str]:
+    return [f"Studies that were not run: {', '.join(unjudged)}."] if unjudged else []
+
+
+def markdown(
+    lead: Sequence[str], verdicts: Sequence[Verdict], sections: Sequence[Section], unjudged: Sequence[str] = ()
+) -> str:
     parts = [
         f"# {TITLE}",
         *lead,
         "## Verdicts",
         _markdown_table(VERDICT_HEADER, [(v.claim, v.measured, f"**{v.verdict}**", v.why) for v in verdicts]),
+        *_not_run(unjudged),
     ]
     for section in sections:
         parts += [f"## {section.title}", f"*{section.question}*"]
@@ -113,13 +137,16 @@ def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def page(lead: Sequence[str], verdicts: Sequence[Verdict], sections: Sequence[Section]) -> str:
+def page(
+    lead: Sequence[str], verdicts: Sequence[Verdict], sections: Sequence[Section], unjudged: Sequence[str] = ()
+) -> str:
     rows = [
         (_inline(v.claim), _inline(v.measured), f'<strong class="{v.verdict}">{v.verdict}</strong>', _inline(v.why))
         for v in verdicts
     ]
     body = [f"<h1>{TITLE}</h1>", *(f'<p class="machine">{_inline(text)}</p>' for text in lead), "<h2>Verdicts</h2>"]
-    body.append(_html_table(VERDICT_HEADER, rows))
+    body.append(_html_table(VERDICT_HEADER, rows, kind="verdicts"))
+    body += [f"<p>{_inline(text)}</p>" for text in _not_run(unjudged)]
     for section in sections:
         body += [f"<h2>{_inline(section.title)}</h2>", f'<p class="question">{_inline(section.question)}</p>']
         body += [_html_block(block) for block in section.blocks]
@@ -138,12 +165,13 @@ def _html_block(block: Text | Table | Figure) -> str:
     )
 
 
-def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
-    """Cells are HTML already."""
-    title = f"<caption>{_inline(caption)}</caption>" if caption else ""
+def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", kind: str = "figures") -> str:
+    """Cells are HTML already. A caption is no <caption>, which would be as narrow as its table."""
+    title = f'<p class="caption">{_inline(caption)}</p>' if caption else ""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
     lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table>{title}<thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+    table = f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>'
+    return f'{title}<div class="wide">{table}</div>'
 
 
 def _inline(text: str) -> str:

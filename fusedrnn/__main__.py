@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import fusedrnn
 
-from . import _build, backends, ops, tune
+from . import _build, backends, ops, triton_plan, tune
 
 LARGEST_ERROR = 1e-5
 """Of float32 results, relative to the largest: rounding stays two orders below, a fault lies orders above."""
@@ -59,12 +59,27 @@ def examine() -> dict[str, Any]:
         "devices": devices(),
         "threads": torch.get_num_threads(),
         "processor": {"offers": torch.backends.cpu.get_cpu_capability(), "runs": ops.instruction_set},
-        "backends": [{"name": b.name, "what": b.what, "missing": b.unavailable()} for b in backends.BACKENDS],
+        "backends": [
+            {"name": b.name, "what": _what(b), "missing": b.unavailable() or _untried(b.name, tests)}
+            for b in backends.BACKENDS
+        ],
         "self_test": tests,
         "self_test_seconds": round(time.perf_counter() - start, 2),
         "troubles": troubles,
         "mend": _build.mend() if _build.status() or _plan_missing() else None,
     }
+
+
+def _what(backend: backends.Backend) -> str:
+    interpreted = backend.name == "triton" and triton_plan.interpreting()
+    return backend.what + (", in Triton's interpreter (TRITON_INTERPRET)" if interpreted else "")
+
+
+def _untried(name: str, tests: Sequence[dict[str, Any]]) -> str | None:
+    """Why a backend that is there took no test; None if it did."""
+    if any(test["backend"] == name for test in tests):
+        return None
+    return "untried, it runs on NVIDIA GPUs and torch sees none"
 
 
 def versions() -> dict[str, str | None]:

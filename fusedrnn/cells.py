@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import _VF, Tensor, nn
 
 from . import backends, checks, functional, modes
 from .spec import CELLS, GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec
+from .stack import compute_dtype
 from .standin import StandIn, onnx_exports, torchscript_traces
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -34,8 +34,13 @@ class _Cell(StandIn, nn.RNNCellBase):
                 raise
         else:
             self._check(x, given)
-            steps = [t.unsqueeze(0) for t in rows]
-            _, last, _ = functional.recurrent(spec, steps[0], steps[1:], weights, bias=self.bias, backend=self.backend)
+            dtype = compute_dtype(spec, x, given, composite=True)
+            first, *starts = (t.unsqueeze(0) for t in rows)
+            if modes.autocast_dtype(x) is not None:
+                first, *starts = (t.to(dtype) for t in (first, *starts))
+                weights = [w.to(dtype) for w in weights]
+            with modes.without_autocast(x):
+                _, last, _ = functional.recurrent(spec, first, starts, weights, bias=self.bias, backend=self.backend)
             last = tuple(h.squeeze(0) for h in last)
         states = tuple(h.squeeze(0) for h in last) if one else last
         return states if len(states) == 2 else states[0]
@@ -46,7 +51,6 @@ class _Cell(StandIn, nn.RNNCellBase):
             (backends.override() or self.backend) in (backends.AUTO, "aten")
             and not torchscript_traces()
             and not modes.traced()
-            and not torch._C._is_any_autocast_enabled()
         )
 
     def _check(self, x: Tensor, given: list[Tensor]) -> None:

@@ -21,6 +21,11 @@ Model = TypeVar("Model", bound=nn.Module)
 _MOST = 64
 """Shapes that a layer remembers; a stream has one or two."""
 
+_PLAIN = frozenset(
+    ("bias", "num_layers", "dropout", "training", "bidirectional", "proj_size", "recompute", "bptt", "backend")
+)
+"""A layer's options that the direct way to the kernel takes care of; with any other that is on, it is not taken."""
+
 
 @contextmanager
 def frozen(model: Model) -> Iterator[Model]:
@@ -145,7 +150,8 @@ class _Pack:
         return self._direct(layer, x, hx)
 
     def _is_direct(self, layer: Any, x: Tensor) -> bool:
-        plain = x.layout == torch.strided and x.dim() in (2, 3) and x.numel() > 0 and not layer.recompute
+        others = any(value for name, value in layer._options().items() if name not in _PLAIN)
+        plain = x.layout == torch.strided and x.dim() in (2, 3) and x.numel() > 0 and not (layer.recompute or others)
         fits = plain and x.shape[-1] == layer.input_size and x.dtype == self.weights[0].dtype
         return fits and explain(layer, x).chosen == "cpu"
 

@@ -135,9 +135,9 @@ class _Layer(StandIn, nn.RNNBase):
                     "a PackedSequence carries its lengths and takes no reset: pad it, and pass lengths=, reset="
                 )
             return self._forward_packed(input, hx, return_states)
+        rank, x, given = input.dim(), input, self._given(hx)
         if input.is_nested:
             return self._forward_jagged(input, hx, lengths is not None or reset is not None, return_states)
-        rank, x, given = input.dim(), input, self._given(hx)
         if rank != 3:
             checks.input_rank(self._stock.__name__, rank)
         if given:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from . import ops, triton_plan
+from .errors import BackendUnavailable
 from .spec import CELLS, LSTM, CellSpec
 from .triton_kernels import config
 
@@ -55,10 +57,12 @@ def _scan(
             gates_x, h0, c0, weight_hh, bias_hh, lengths, reset, None, None, offsets, None, [], cell, directions, save
         )
     how = _plan(spec, T, rows, S, H, gates_x, route, False, lengths is not None or reset is not None)
-    from .triton_kernels import launch
-
+    launch = _kernels(gates_x)
     with _on(gates_x):
-        return launch.scan(gates_x, h0, c0, weight_hh, bias_hh, lengths, reset, offsets, cell, directions, save, how)
+        outputs: Outputs = launch.scan(
+            gates_x, h0, c0, weight_hh, bias_hh, lengths, reset, offsets, cell, directions, save, how
+        )
+    return outputs
 
 
 def _scan_backward(
@@ -107,12 +111,27 @@ def _scan_backward(
             dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, weight_hh, lengths, reset, cell, directions, route, offsets
         )
     how = _plan(spec, T, rows, S, H, y, route, True, lengths is not None or reset is not None)
-    from .triton_kernels import launch
-
+    launch = _kernels(y)
     with _on(y):
-        return launch.scan_backward(
+        outputs: Outputs = launch.scan_backward(
             dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, weight_hh, lengths, reset, offsets, cell, directions, how
         )
+    return outputs
+
+
+def _kernels(like: Tensor) -> ModuleType:
+    """The module that launches, imported with the first call."""
+    try:
+        from .triton_kernels import launch
+    except Exception as error:  # whatever a broken installation raises
+        told = f"{type(error).__name__}: {error}"
+        raise BackendUnavailable(f"backend 'triton': Triton is installed but cannot be imported: {told}") from error
+    if not (like.is_cuda or launch.interpreted()):
+        raise BackendUnavailable(
+            "backend 'triton': Triton was imported before TRITON_INTERPRET=1 was set, and takes no CPU tensors in this "
+            "process; set it before the process starts"
+        )
+    return launch
 
 
 def _check(holds: bool, text: str) -> None:

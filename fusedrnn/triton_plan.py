@@ -54,7 +54,10 @@ def _triton_missing() -> str | None:
 
 def _version() -> str | None:
     """Triton's, without importing it, which takes a second; None if it is not installed."""
-    if importlib.util.find_spec("triton") is None:
+    try:
+        if importlib.util.find_spec("triton") is None:
+            return None
+    except (ImportError, ValueError):  # somebody's import hook, or a stub in sys.modules, says no
         return None
     for name in NAMES:
         try:
@@ -73,7 +76,8 @@ def interpreting() -> bool:
 def why_not(problem: Problem) -> str | None:
     """Why the Triton kernels cannot take a call, None if they can."""
     if problem.device != "cuda" and not (problem.device == "cpu" and interpreting()):
-        return f"it runs on NVIDIA GPUs, the input is on {problem.device}"
+        absent = missing()
+        return f"it runs on NVIDIA GPUs, the input is on {problem.device}" + (f"; and {absent}" if absent else "")
     if missing() is not None:
         return missing()
     if problem.dtype not in DTYPES:
@@ -86,7 +90,10 @@ def why_not(problem: Problem) -> str | None:
     if _current(problem).sm < 80:
         return "it needs a GPU of compute capability 8.0 or newer"
     if not problem.traced and not problem.packed and problem.T * problem.B * problem.D >= ROWS:
-        return f"it counts rows in 32 bits, got {problem.T} steps of {problem.B} rows in {problem.D} directions"
+        return (
+            f"it counts rows in 32 bits, got {problem.T} steps of {problem.B} rows in {problem.D} directions; "
+            "call it on parts of the batch"
+        )
     return None
 
 
@@ -138,7 +145,8 @@ def _plan(
     device: config.Device,
     regime: str,
 ) -> config.Plan:
-    # full float32 is three products of TF32: Triton's own "ieee" is slower, and with LSTM tiles its compiler aborts
+    # full float32 is three products of TF32: Triton's own "ieee" does without tensor cores, and with LSTM tiles its
+    # compiler aborts
     precision = ("tf32" if tf32 else "tf32x3") if dtype == "fp32" else "ieee"
     return config.plan(cell, T, B, S, H, dtype, precision, backward, device, regime, masked)
 

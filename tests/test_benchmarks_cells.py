@@ -112,7 +112,7 @@ def test_the_study_runs(tmp_path, tiny):
 
 @pytest.mark.slow
 def test_a_wrong_fused_layer_is_not_trained(tmp_path, tiny, monkeypatch):
-    def refuse(providers, case):
+    def refuse(providers, case, **_):
         return {FUSED.name: "y: wrong" if case.name.startswith("gru") else None}
 
     monkeypatch.setattr(cells, "gates", refuse)

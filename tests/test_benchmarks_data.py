@@ -1,4 +1,4 @@
-"""The studies' data and models: readers that name the line, generators, batches, arithmetic."""
+"""The studies' data: readers that name the line, splits, generators, batches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import data, models
+from benchmarks import corpora, data
 
 
 def _phrases(tmp_path: Path, *lines: str, header: str = "PhraseId\tSentenceId\tPhrase\tSentiment") -> Path:
@@ -21,8 +21,11 @@ def _phrases(tmp_path: Path, *lines: str, header: str = "PhraseId\tSentenceId\tP
 def test_phrases_are_read_and_split_by_sentence(tmp_path):
     lines = [f"{index}\t{index // 4}\tA Phrase number {index}\t{index % 5}" for index in range(80)]
     corpus = data.phrase_corpus(_phrases(tmp_path, *lines, "81\t3\t\t2"))
-    assert len(corpus.train) + len(corpus.test) == 81
-    assert not {phrase.group for phrase in corpus.train} & {phrase.group for phrase in corpus.test}
+    parts = [corpus.train, corpus.validation, corpus.test]
+    assert sum(map(len, parts)) == 81
+    sentences = [{phrase.group for phrase in part} for part in parts]
+    assert all(sentences)
+    assert sum(map(len, sentences)) == len(set.union(*sentences)) == 20
     assert corpus.train[0].tokens[:2] == ("a", "phrase")
 
 
@@ -127,38 +130,78 @@ def test_subsamples_take_whole_sentences():
     assert len({phrase.group for phrase in chosen}) == 4
 
 
-TABLE = models.Table(30, 50, 5)
+def test_sorted_batches_are_always_the_same_ones():
+    phrases = [data.Phrase(tuple("abcd"[: length % 5]), 0, length) for length in (3, 1, 4, 0, 2, 3, 1)]
+    words = data.vocabulary(phrases)
+    found = data.sorted_batches(phrases, words, 3)
+    assert [batch.tokens.shape for batch in found] == [(1, 3), (3, 3), (4, 1)]
+    assert [batch.lengths is None for batch in found] == [True, False, True]
+    again = data.sorted_batches(phrases, words, 3)
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(found, again, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("name", "encoder", "head", "products_a_step"),
-    [
-        ("RNN", 128 * (50 + 128) + 2 * 128, 128 * 5 + 5, 128 * (50 + 128)),
-        ("CNN2", 2 * 16 * 50 * (2 + 3 + 4 + 5) + 64, 64 * 5 + 5, 22_400),
-        ("TextCNN", 100 * 100 * (3 + 4 + 5) + 300, 300 * 5 + 5, 120_000),
-        ("BiRNN", 2 * 400 * (50 + 100 + 2) + 2 * 400 * (200 + 100 + 2), 400 * 5 + 5, 2 * 400 * (150 + 300)),
-    ],
-)
-def test_parameter_counts_are_the_formula(name, encoder, head, products_a_step):
-    model = models.TEXT_MODELS[name](TABLE, "nn")
-    assert models.encoder_parameters(model) == encoder
-    assert sum(parameter.numel() for parameter in model.head.parameters()) == head
-    assert models.products(model, 21) - models.products(model, 20) == products_a_step
+def test_a_phrase_without_a_token_is_one_unknown_word():
+    (batch,) = data.sorted_batches([data.Phrase((), 1, 0)], {"good": 2}, 4)
+    assert batch.tokens.tolist() == [[data.UNKNOWN]]
 
 
-@pytest.mark.parametrize("name", models.RECURRENT)
-def test_fused_and_torch_models_agree(name):
-    tokens, lengths = torch.randint(2, 30, (6, 3)), torch.tensor([6, 2, 4])
-    torch.manual_seed(0)
-    ours = models.TEXT_MODELS[name](TABLE, "fusedrnn").eval()
-    torch.manual_seed(0)
-    theirs = models.TEXT_MODELS[name](TABLE, "nn").eval()
-    for rows in (None, lengths):
-        torch.testing.assert_close(ours(tokens, rows), theirs(tokens, rows), rtol=1e-5, atol=1e-6)
+def test_as_published_sentences_fall_on_both_sides():
+    phrases = [data.Phrase((str(index),), 0, index // 10) for index in range(1000)]
+    found = corpora.published(phrases)
+    assert (len(found.train), len(found.test), found.validation) == (950, 50, [])
+    assert sorted(found.train + found.test, key=lambda phrase: int(phrase.tokens[0])) == phrases
+    assert corpora.leak(found) == 1
+    assert corpora.published(phrases) == found
+    assert corpora.leak(data.split("phrases", 5, phrases, [])) == 0
 
 
-def test_a_frozen_channel_is_not_trained():
-    model = models.CNN2(TABLE, "nn")
-    model(torch.randint(2, 30, (3, 2)), None).sum().backward()
-    assert model.trained.weight.grad is not None
-    assert model.frozen.weight.grad is None
+def _lines(path: Path, *lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_texts_are_read_a_line_or_a_file(tmp_path):
+    _lines(tmp_path / "a" / "rt-polarity.pos", "Good film .", "good FILM .", *[f"fine {i}" for i in range(20)])
+    _lines(tmp_path / "a" / "rt-polarity.neg", *[f"bad {i}" for i in range(20)])
+    phrases, notes = corpora.read_polarity(tmp_path / "a")
+    assert notes == []
+    assert [sum(phrase.label == label for phrase in phrases) for label in (0, 1)] == [20, 22]
+    twice = [phrase.group for phrase in phrases if phrase.tokens == ("good", "film", ".")]
+    assert len(twice) == 2
+    assert len(set(twice)) == 1, "one text twice may stand on both sides of a split"
+    for index in range(20):
+        _lines(tmp_path / "b" / "pos" / f"{index}.txt", f"Good {index}", "and long")
+        _lines(tmp_path / "b" / "neg" / f"{index}.txt", f"bad {index}")
+    found = corpora.corpus(tmp_path / "b")
+    assert (found.name, found.classes) == ("polarity", 2)
+    everything = found.train + found.validation + found.test
+    assert len(everything) == 40
+    assert {("good", "7", "and", "long"), ("bad", "7")} <= {phrase.tokens for phrase in everything}
+
+
+def test_malformed_texts_are_counted_and_named_by_line(tmp_path):
+    _lines(tmp_path / "a.neg", *["bad"] * 150)
+    (tmp_path / "a.pos").write_bytes(b"good\n" * 150 + b"caf\xe9\n \n")
+    phrases, notes = corpora.read_polarity(tmp_path)
+    assert len(phrases) == 300
+    expected = "2 malformed lines left out (a.pos, line 151: not UTF-8 text; a.pos, line 152: no word)"
+    assert notes == [expected]
+    (tmp_path / "a.pos").write_bytes(b"good\n" * 150 + b"caf\xe9\n" * 9)
+    with pytest.raises(data.DataError, match=r"9 of 309 lines are malformed; a.pos, line 151"):
+        corpora.read_polarity(tmp_path)
+
+
+@pytest.mark.parametrize(("names", "missing"), [((), "neg"), (("a.neg",), "pos"), (("neg/1.txt",), "pos")])
+def test_a_folder_without_texts_of_both_kinds_is_refused(tmp_path, names, missing):
+    for name in names:
+        _lines(tmp_path / name, "dull")
+    with pytest.raises(data.DataError, match=f"no {missing} texts; expected files ending in .pos and .neg"):
+        corpora.corpus(tmp_path)
+
+
+def test_lines_that_are_not_text_are_counted_as_malformed(tmp_path):
+    path = _phrases(tmp_path, *[f"{index}\t{index}\tgood\t3" for index in range(200)])
+    path.write_bytes(path.read_bytes() + b"7\t7\tcaf\xe9\t2\n")
+    phrases, notes = data.read_phrases(path)
+    assert len(phrases) == 200
+    assert "1 malformed lines left out (line 202: not UTF-8 text)" in notes[0]

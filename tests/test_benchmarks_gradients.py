@@ -14,7 +14,7 @@ from benchmarks.studies.gradients import LAGS, OWN, Setting
 
 
 def test_norms_of_an_orthogonal_quiet_layer_are_the_powers():
-    found = gradients.norms(Setting("rnn", "orthogonal", "quiet", 0.5), seeds=2)
+    found = gradients.norms(gradients.walk(Setting("rnn", "orthogonal", "quiet", 0.5), seeds=2))
     for lag in LAGS:
         assert found[lag] == pytest.approx([0.5**lag] * 2, rel=1e-3)
 
@@ -101,3 +101,40 @@ def test_the_study_runs(tmp_path):
     assert {row.cell for row in base.select(rows, metric="jacobian")} == {"gru", "lstm", "rnn"}
     assert studies.verdict("gradients", rows, "8. ").verdict == base.DEPENDS
     assert "gradients-lag" in (tmp_path / "report.md").read_text()
+
+
+def _trained_rows(short: float, long: float) -> list[Row]:
+    name, where = gradients.trained_name("rnn"), {"cell": "rnn", "mode": gradients.TRAINED}
+    return [Row("gradients", name, "jacobian", "", v, v, v, T=lag, **where) for lag, v in ((6, short), (25, long))]
+
+
+@pytest.mark.parametrize(("long", "verdict"), [(1e-6, base.CONFIRMED), (0.1, base.DEPENDS)])
+def test_a_trained_layer_has_a_say_on_the_short_text_and_none_on_the_power(long, verdict):
+    rows = _rows(1.0, 0.6, 100, (0.1, 1e-6)) + _trained_rows(0.1, long)
+    assert studies.verdict("gradients", rows, "8b").verdict == verdict
+    assert studies.verdict("gradients", rows, "8. ").verdict == base.CONFIRMED
+
+
+def test_trained_layers_are_followed_over_their_own_sentences(tmp_path, monkeypatch):
+    followed = {}
+    follow = gradients.follow
+    monkeypatch.setattr(gradients, "NORMS", ())
+    monkeypatch.setattr(
+        gradients,
+        "follow",
+        lambda cell, layers, x: followed.setdefault(cell, []).append((layers, x)) or follow(cell, layers, x),
+    )
+    rows = studies.run("gradients", tmp_path, 20)
+    for cell in ("gru", "lstm", "rnn"):
+        layers, x = followed[cell][-1]
+        assert x.shape[1:] == (max(LAGS), layers[0].input_size)
+        start = x[:1].transpose(0, 1).clone()
+        state = torch.zeros(1, 1, layers[0].hidden_size, dtype=torch.float64, requires_grad=True)
+        hx = (state, torch.zeros_like(state)) if cell == "lstm" else state
+        (of_first,) = torch.autograd.grad(layers[0](start, hx)[0][-1].sum(), state)
+        jacobians = follow(cell, layers[:1], x[:1]).jacobians[0]
+        product = torch.linalg.multi_dot(list(jacobians.flip(0)))[: layers[0].hidden_size]
+        torch.testing.assert_close(product.sum(0)[: layers[0].hidden_size], of_first.flatten(), rtol=1e-9, atol=1e-12)
+        found = base.select(rows, case=gradients.trained_name(cell), metric="jacobian")
+        assert [row.T for row in found] == list(LAGS)
+    assert "accuracy reached after 1 epochs" in (tmp_path / "report.md").read_text()

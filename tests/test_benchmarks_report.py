@@ -15,7 +15,7 @@ from benchmarks import __main__ as command
 from benchmarks import cases, data, plots, record, report
 from benchmarks.cases import Case
 from benchmarks.record import Row, measured, read_rows, remark
-from benchmarks.studies import STUDIES, base, cells, claims, gradients, kernels, serving
+from benchmarks.studies import STUDIES, base, cells, claims, gradients, kernels, serving, text_claims
 
 SMALL = Case("gru", 6, 3, 4, 5)
 
@@ -59,18 +59,18 @@ def test_verdict_on_rnn_against_cnn(fused_s, nn_s, accuracy, epochs, verdict):
     rows = _epochs("phrases/RNN", "fusedrnn", fused_s, accuracy, epochs=epochs, seeds=seeds)
     rows += _epochs("phrases/RNN", "nn", nn_s, accuracy, epochs=epochs, seeds=1)
     rows += _epochs("phrases/CNN2", "conv", 1.0, 0.6, epochs=epochs, seeds=seeds)
-    found = next(v for v in claims.verdicts(rows) if v.claim.startswith("1."))
+    found = next(v for v in text_claims.verdicts(rows) if v.claim.startswith("1."))
     assert found.verdict == verdict, found
 
 
 def test_verdict_on_curves_sees_another_start():
     rows = _epochs("phrases/RNN", "fusedrnn", 0.5, 0.6) + _epochs("phrases/RNN", "nn", 1.0, 0.6)
-    assert claims.verdicts(rows)[0].verdict == base.CONFIRMED
+    assert text_claims.verdicts(rows)[0].verdict == base.CONFIRMED
     other = [
         dataclasses.replace(row, p50=1.01) if (row.metric, row.provider) == ("early_loss", "nn") else row
         for row in rows
     ]
-    assert claims.verdicts(other)[0].verdict == base.REFUTED
+    assert text_claims.verdicts(other)[0].verdict == base.REFUTED
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_verdict_on_word_order(far, near, verdict):
         for gap in data.GAPS:
             accuracy = 0.6 if provider == "conv" else near if gap <= 1 else far
             rows.append(Row("text", case, "accuracy_at_gap", "", accuracy, n=300, provider=provider, seed=0, T=gap))
-    found = next(v for v in claims.verdicts(rows) if v.claim.startswith("11."))
+    found = next(v for v in text_claims.verdicts(rows) if v.claim.startswith("11."))
     assert found.verdict == verdict, found
 
 
@@ -133,7 +133,7 @@ def test_the_arithmetic_claim_is_computed():
         ("CNN2", "products_a_step", 22_400),
     ):
         rows.append(Row("text", f"phrases/{case}", metric, "", float(value), I=50))
-    found = next(v for v in claims.verdicts(rows) if v.claim.startswith("12."))
+    found = next(v for v in text_claims.verdicts(rows) if v.claim.startswith("12."))
     assert found.verdict == base.DEPENDS
     assert "quoted 44,800: refuted" in found.why
 
@@ -224,7 +224,9 @@ def tiny(monkeypatch):
     monkeypatch.setattr(cells, "HIDDEN", 8)
     monkeypatch.setattr(kernels, "kernel_grid", lambda effort: [SMALL])
     monkeypatch.setattr(
-        data, "grammar_corpus", lambda: data.Corpus("grammar", 2, data.grammar(256, 0), data.grammar(64, 1))
+        data,
+        "grammar_corpus",
+        lambda: data.Corpus("grammar", 2, data.grammar(256, 0), data.grammar(64, 1), [], data.grammar(32, 2)),
     )
     monkeypatch.setattr(gradients, "NORMS", (0.5,))
     monkeypatch.setattr(serving, "export_missing", lambda: "left out")
@@ -278,7 +280,7 @@ def test_an_interrupted_study_keeps_and_reports_its_rows(tmp_path, monkeypatch, 
     [
         (["compare", "--budget", "0.001"], "give fewer --steps or --budget"),
         (["study", "text", "--data", "absent.tsv"], "cannot read absent.tsv: No such file"),
-        (["study", "speed"], "unknown study speed; there are kernels, text"),
+        (["study", "speed"], "unknown study speed; there are kernels, providers"),
         (["compare", "--hidden", "0"], "sizes must be at least 1"),
         (["figures", "--shapes", "9"], "not in 0 to 5"),
         (["sweep", "--provider", "nn"], "nothing to compare"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from typing import Any
 
@@ -193,9 +194,11 @@ def test_copies_and_moves(name: str) -> None:
     assert_same(tensors(ours(x[:0])), tensors(stock(x[:0])))
     assert {t.dtype for t in tensors(copy.deepcopy(ours).bfloat16()(x.bfloat16()))} == {torch.bfloat16}
     assert all(t.is_meta for t in tensors(copy.deepcopy(ours).to("meta")(x.to("meta"))))
-    low = pair(name, dtype=torch.float)[1]
+    both = pair(name, dtype=torch.float)
     with torch.autocast("cpu", torch.bfloat16):
-        assert {t.dtype for t in tensors(low(x.float()))} == {torch.bfloat16}
+        for given, backend in itertools.product((x.float(), x.bfloat16()), ("auto", "reference")):
+            both[1].backend = backend
+            assert [t.dtype for t in tensors(both[1](given))] == [t.dtype for t in tensors(both[0](given))]
 
 
 @each_cell

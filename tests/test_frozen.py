@@ -69,6 +69,20 @@ def test_a_shape_seen_before_goes_straight_to_the_kernel(name: str, monkeypatch:
         assert len(checked) == 4
 
 
+@needs_kernel
+def test_options_that_the_direct_way_does_not_know_keep_it_shut(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = pair("GRU")[1].eval()
+    options, ran = layer._options(), count(monkeypatch, _Pack, "_direct")
+    with torch.no_grad():
+        for more, times in (({}, 1), ({"noise": 0.0}, 1), ({"noise": 0.1}, 0)):
+            monkeypatch.setattr(layer, "_options", lambda more=more: {**options, **more})
+            pack = _Pack(layer)
+            ran.clear()
+            for _ in range(2):
+                pack.run(layer, rand(1, 1, I), None, None, None, False)
+            assert len(ran) == times
+
+
 def test_what_is_wrong_is_said_as_outside() -> None:
     layer = pair("LSTM")[1].eval()
     x, (h, c) = rand(1, 1, I), initial(layer, 1)

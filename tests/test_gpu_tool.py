@@ -23,6 +23,8 @@ try:
 finally:
     sys.path.pop(0)
 
+from benchmarks.studies import STUDIES  # noqa: E402
+
 PY = sys.executable
 SHORT = dict.fromkeys(gpu.SECONDS, 20.0)
 
@@ -69,7 +71,7 @@ def gone(pid: int) -> bool:
 
 
 def test_the_budgets_fit_nine_minutes() -> None:
-    assert list(gpu.SECONDS) == ["build", "micro", "parity", "triton", "sanitize", "grid", "studies"]
+    assert list(gpu.SECONDS) == ["build", "micro", "parity", "triton", "sanitize", "grid", *gpu.STUDIES]
     assert sum(gpu.SECONDS.values()) <= 540
     assert gpu.parse([]).budgets == gpu.SECONDS
 
@@ -99,7 +101,7 @@ def test_what_is_no_stage_is_refused(arguments: list[str], told: str, capsys: py
 def test_every_stage_has_commands_and_they_write_the_named_files(tmp_path: Path) -> None:
     machine = Machine(PY, tmp_path)
     todo = {stage: gpu.steps(stage, machine, seconds) for stage, seconds in gpu.SECONDS.items()}
-    assert all(todo[stage] for stage in ("build", "micro", "parity", "triton", "sanitize", "grid"))
+    assert all(todo.values())
     every = [step for steps in todo.values() for step in steps]
     written = {step.into for step in every if step.into}
     for step in every:
@@ -107,6 +109,11 @@ def test_every_stage_has_commands_and_they_write_the_named_files(tmp_path: Path)
         written |= {Path(word).name for word in words if Path(word).parent == tmp_path}
     assert len(gpu.FILES) <= 8
     assert written | {gpu.LOG, gpu.ENVIRONMENT, "studies.csv"} == set(gpu.FILES)
+
+
+def test_every_study_that_runs_on_a_gpu_and_is_asked_for_has_a_stage_of_its_own() -> None:
+    on_gpus = {name for name, study in STUDIES.items() if "cuda" in study.devices}
+    assert set(gpu.STUDIES) == on_gpus - {"providers"}  # the grid measures these and more
 
 
 def test_the_grid_and_the_studies_end_before_their_stage(tmp_path: Path) -> None:
@@ -139,9 +146,9 @@ def test_a_sanitizer_that_the_machine_refuses_is_told_from_a_fault(status: int, 
 
 def test_stages_run_one_after_the_other_and_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     say = lambda word: [script(f"print({word!r})", into="micro.csv")]  # noqa: E731
-    assert run(tmp_path, {"micro": say("first"), "grid": say("second"), "studies": []}) == 0
+    assert run(tmp_path, {"micro": say("first"), "grid": say("second"), "text": []}) == 0
     assert (tmp_path / "micro.csv").read_text() == "first\nsecond\n"
-    assert results(tmp_path) == {"micro": "ok", "grid": "ok", "studies": "skipped: there is nothing to do"}
+    assert results(tmp_path) == {"micro": "ok", "grid": "ok", "text": "skipped: there is nothing to do"}
     assert "gpu: grid: ok" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} <= set(gpu.FILES)
 
@@ -156,9 +163,9 @@ def test_seconds_that_are_over_end_a_command_with_its_children(tmp_path: Path) -
         into="micro.csv",
     )
     begin = time.monotonic()
-    assert run(tmp_path, {"grid": [hangs], "studies": [script("print('later')")]}, {"grid": 2.5}) == 0
+    assert run(tmp_path, {"grid": [hangs], "text": [script("print('later')")]}, {"grid": 2.5}) == 0
     assert time.monotonic() - begin < 15
-    assert results(tmp_path) == {"grid": gpu.CUT, "studies": gpu.OK}
+    assert results(tmp_path) == {"grid": gpu.CUT, "text": gpu.OK}
     assert all(until(lambda pid=pid: gone(int(pid))) for pid in pids.read_text().split())
     rows = (tmp_path / "micro.csv").read_text().splitlines()
     assert rows[0] == "row,1"  # what a cut-off leaves is kept, and says so
@@ -184,9 +191,9 @@ def test_what_follows_in_a_stage_that_is_cut_off_is_not_begun(tmp_path: Path) ->
     ],
 )
 def test_build_and_parity_decide_the_exit_status(tmp_path: Path, stage: str, text: str, status: int) -> None:
-    todo = {stage: [script(text)], "studies": [script("print('later')")]}
+    todo = {stage: [script(text)], "text": [script("print('later')")]}
     assert run(tmp_path, todo, {stage: 1.5 if "sleep" in text else 20.0}) == status
-    assert results(tmp_path)["studies"] == gpu.OK
+    assert results(tmp_path)["text"] == gpu.OK
 
 
 def test_nothing_rests_on_a_build_that_failed(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class Resets(torch.nn.Module):
 @pytest.mark.slow
 def test_reset_in_onnx() -> None:
     pytest.importorskip("onnxscript", reason="torch.onnx.export needs onnxscript")
-    model, given = Resets(), (torch.randn(T, B, I), torch.rand(T, B) < 0.3)
+    model, given = Resets().eval(), (torch.randn(T, B, I), torch.rand(T, B) < 0.3)
     with pytest.raises(
         Exception, match=r"ONNX has no recurrent operator with reset: export without it, or by torch.ex"
     ):

@@ -94,6 +94,51 @@ def test_triton_is_known_by_any_of_its_names(
     assert told is None if reason is None else reason.startswith(told or "-")
 
 
+def test_a_hook_that_forbids_triton_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no(name: str) -> object:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", no)
+    with forgotten():
+        assert "not installed" in str(triton_plan.missing())
+
+
+def test_explain_says_that_triton_is_missing_wherever_the_input_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with forgotten():
+        told = str(fusedrnn.explain(fusedrnn.GRU(3, 4), torch.zeros(2, 1, 3)))
+    assert "the input is on cpu; and Triton is not installed (`pip install triton`)" in told
+
+
+BROKEN = """
+import os, sys, torch, fusedrnn
+from fusedrnn.errors import BackendUnavailable
+{before}
+os.environ["TRITON_INTERPRET"] = "1"
+layer = fusedrnn.GRU(3, 4, backend="triton")
+try:
+    layer(torch.zeros(2, 1, 3))
+except BackendUnavailable as error:
+    print(error)
+"""
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [
+        ("import triton, fusedrnn.triton_kernels.launch", "imported before TRITON_INTERPRET=1 was set"),
+        ("sys.modules['triton.language'] = None", "installed but cannot be imported: "),
+    ],
+)
+def test_a_triton_that_cannot_be_used_is_told(before: str, told: str) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", BROKEN.format(before=before)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=120, check=True)
+    assert told in done.stdout
+
+
 @needs_triton
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere Triton brings a compiler of its own")
 def test_a_c_compiler_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

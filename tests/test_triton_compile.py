@@ -66,7 +66,14 @@ WIDEST = [
         if config.GRID[kind][89][cell]
     ),
 ]
-ANYWHERE = [job(80, GRU, "fp64", "step", BACKWARD, 64), job(90, LSTM, "half", "streamed", FORWARD, 256)]
+ANYWHERE = [
+    job(80, GRU, "fp64", "step", BACKWARD, 64),
+    job(90, LSTM, "half", "streamed", FORWARD, 256),
+    job(90, LSTM, "tf32x3", "streamed", FORWARD, 2048),
+    job(80, LSTM, "tf32x3", "step", FORWARD, 2040),
+    job(89, LSTM, "half", "step", FORWARD, 2048),
+    job(89, GRU, "half", "step", FORWARD, 2040),
+]
 RESIDENT, STREAMED = WIDEST[0], ANYWHERE[1]
 TOO_WIDE = replace(RESIDENT, how=replace(RESIDENT.how, units=256))
 TOO_MANY_ROWS = replace(RESIDENT, how=replace(RESIDENT.how, rows=64, warps=4))
@@ -96,6 +103,7 @@ def test_the_other_regimes_compile(one: Job, compiled: dict[Job, Report | str]) 
     report = compiled[one]
     assert isinstance(report, Report), report
     assert fault(one, report) is None
+    assert report.local == 0
 
 
 def test_the_cells_and_architectures_are_there() -> None:
@@ -127,6 +135,38 @@ def test_spills_are_seen(compiled: dict[Job, Report | str]) -> None:
     assert isinstance(report, Report), report
     assert report.registers >= 250
     assert fault(TOO_MANY_ROWS, report) == f"{report.local} accesses to local memory"
+
+
+def test_a_spill_is_a_fault_of_tiles_too_but_in_float64() -> None:
+    spilt = Report(registers=254, shared=4096, local=17, weight_loads=4)
+    assert fault(ANYWHERE[1], spilt) == "17 accesses to local memory"
+    assert fault(ANYWHERE[0], spilt) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "setting", "status", "told"),
+    [
+        (["75"], "", 2, "expected one of 80, 89, 90, got '75'"),
+        (["90a"], "", 2, "expected one of 80, 89, 90, got '90a'"),
+        (["--only", "no such kernel"], "", 0, "0 instances, 0 spills"),
+        ([], "1", 2, "the interpreter compiles nothing; unset it"),
+    ],
+)
+def test_the_tool_refuses_in_a_line(
+    arguments: list[str],
+    setting: str,
+    status: int,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", setting)
+    with pytest.MonkeyPatch.context() if status == 0 else pytest.raises(SystemExit) as ended:
+        assert triton_check.main(arguments) == status
+    if status:
+        assert ended.value.code == status
+    out, err = capfd.readouterr()
+    assert told in out + err
 
 
 def test_what_does_not_compile_is_that_kernels_result_alone(compiled: dict[Job, Report | str]) -> None:

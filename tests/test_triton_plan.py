@@ -12,7 +12,7 @@ import torch
 from fusedrnn import spec, triton_plan
 from fusedrnn.spec import Problem
 from fusedrnn.triton_kernels import config
-from fusedrnn.triton_kernels.config import GRU, LSTM, RELU, TANH, Device, Plan
+from fusedrnn.triton_kernels.config import GRU, LSTM, NAMES, RELU, TANH, Device, Plan
 
 H200 = Device(90, 132, 232448)
 A100 = Device(80, 108, 166912)
@@ -77,7 +77,9 @@ def test_resident_up_to_the_limit(cell: int, kind: str, gpu: Device) -> None:
         assert (chosen.regime, chosen) == ("resident", plan(cell, H, kind, gpu, regime="resident"))
         assert chosen.units >= H
     assert plan(cell, most + 1, kind, gpu).regime != "resident"
-    with pytest.raises(ValueError, match=f"^resident: .* got {most + 1} hidden units, in {kind} .* holds {most};"):
+    with pytest.raises(
+        ValueError, match=f"^resident: .* got {most + 1} hidden units, in {NAMES[kind]} .* holds {most};"
+    ):
         plan(cell, most + 1, kind, gpu, regime="resident")
 
 
@@ -92,7 +94,7 @@ def test_grid_up_to_the_limit(cell: int, kind: str, gpu: Device) -> None:
         else:
             with pytest.raises(ValueError, match=f"^grid: all programs .* got {ceil(H / 16)} .* on {gpu.sms} SMs;"):
                 plan(cell, H, kind, gpu, regime="grid")
-    with pytest.raises(ValueError, match=f"^grid: .* got {most + 1} hidden units, in {kind} .* holds {most};"):
+    with pytest.raises(ValueError, match=f"^grid: .* got {most + 1} hidden units, in {NAMES[kind]} .* holds {most};"):
         plan(cell, most + 1, kind, gpu, regime="grid")
 
 
@@ -135,7 +137,7 @@ def test_two_regimes_take_everything(regime: str, gpu: Device) -> None:
 
 @GPUS
 def test_what_a_refusal_offers_can_be_had(gpu: Device) -> None:
-    """It says what was got and what is allowed; one at least of the regimes it names takes the call."""
+    """It says what was got and what is allowed; each of the regimes it names takes the call."""
     for cell, kind, H, S, regime in itertools.product(CELLS, KINDS, SIZES, (1, 2, 8), TABLES):
         reason = refusal(cell, H, kind, gpu, S, regime)
         if reason is not None:
@@ -143,7 +145,7 @@ def test_what_a_refusal_offers_can_be_had(gpu: Device) -> None:
             assert re.match(rf"{regime}: .*\bgot \d+ .*(holds \d+|{gpu.sms} SMs)$", said), reason
             ways = re.findall(r"triton:(\w+)", offered)
             assert regime not in ways
-            assert refusal(cell, H, kind, gpu, S, ways[-1]) is None
+            assert [refusal(cell, H, kind, gpu, S, way) for way in ways] == [None] * len(ways)
 
 
 # The choice

@@ -6,7 +6,8 @@ parity    the tests marked gpu, but for
 triton    those of the Triton kernels, most of whose time is compiling
 sanitize  compute-sanitizer's memcheck, racecheck and synccheck on a few calls
 grid      fused kernels against cuDNN, the most telling cases first
-studies   the studies' rows on a GPU
+recurrence, flatten_parameters, checkpointing, cells, text
+          each study's rows on a GPU
 
 The folder that --out names receives at most eight files. Each row is on disk before the next is made: what a cut-off
 leaves is taken up by the next call with the same folder. Later stages run whatever earlier ones came to; the exit
@@ -38,7 +39,9 @@ from typing import IO, Any
 from gpu_environment import digest, environment, torch_facts
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = {"build": 120, "micro": 20, "parity": 105, "triton": 60, "sanitize": 60, "grid": 145, "studies": 30}
+STUDIES = {"recurrence": 12, "flatten_parameters": 8, "checkpointing": 12, "cells": 18, "text": 20}
+"""Seconds of each."""
+SECONDS = {"build": 120, "micro": 20, "parity": 100, "triton": 55, "sanitize": 55, "grid": 120, **STUDIES}
 MUST = ("build", "parity")
 LOG, ENVIRONMENT, TABLE = "log.txt", "env.json", "table.json"
 FILES = (LOG, ENVIRONMENT, "micro.csv", "parity.csv", "sanitize.txt", "grid.csv", TABLE, "studies.csv")
@@ -47,7 +50,6 @@ AGAIN = 75
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 REFUSALS = ("Device not supported", "not supported on this", "Failed to initialize", "Unable to find")
 TRITON_TESTS = "tests/gpu/test_gpu_triton.py"
-STUDIES = ("flatten_parameters", "checkpointing", "recurrence")
 MICRO = "benchmarks/gpu/micro.cu"
 OK, FAILED, CUT = "ok", "failed", "cut off"
 
@@ -139,11 +141,8 @@ def steps(stage: str, machine: Machine, seconds: float) -> list[Step]:
             Step([*command, "--budget", str(max(1, seconds - 15))], rehearsal=[*command, "--list"]),
             Step(table, rehearsal=[python, "-m", "benchmarks", "gpu-table", "--help"]),
         ]
-    there = [name for name in STUDIES if (ROOT / "benchmarks" / "studies" / f"{name}.py").exists()]
-    if not there:
-        return []
-    study = [python, "-m", "benchmarks", "study", *there, "--device", "cuda", "--rows", str(out / "studies.csv")]
-    return [Step([*study, "--budget", str(max(1.0, (seconds - 5) / len(there)))], rehearsal=[*study, "--help"])]
+    study = [python, "-m", "benchmarks", "study", stage, "--device", "cuda", "--rows", str(out / "studies.csv")]
+    return [Step([*study, "--budget", str(max(1.0, seconds - 5))], rehearsal=[*study, "--help"])]
 
 
 def finished(constants: Path) -> bool:

@@ -31,9 +31,16 @@ def core() -> list[Case]:
     return found
 
 
+def triton() -> list[Case]:
+    """Where the Triton kernels have to be ahead of cuDNN's standard algorithm: narrow layers, few rows and many."""
+    sizes = product((128, 256, 64), (64, 1, 256), (512, 128), CELLS)
+    found = [Case(cell, steps, B, H, H, dtype="bf16") for H, B, steps, cell in sizes]
+    return [*found, *(square("rnn", B, H, "bf16") for H, B in product((128, 256), (64, 256)))]
+
+
 def grid() -> list[Case]:
     """Every case once."""
-    found = core()
+    found = core() + triton()
     found += [square(cell, B, H, dtype) for dtype, H, B, cell in product(DTYPES, WIDTHS, BATCHES, CELLS)]
     found += [square(cell, B, H, "bf16", D=2) for H, B, cell in product((256, 128, 1024), (16, 64), CELLS)]
     found += [square(cell, B, H, "bf16", L=L) for H, B, L, cell in product((256, 1024), (1, 16), (2, 4, 6), CELLS)]

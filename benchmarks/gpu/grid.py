@@ -27,7 +27,7 @@ from ..cases import DTYPES, MODES, Case
 from ..measure import Clock, alternate, compare, device_clock, kept_bytes, ratios
 from ..providers import FUSED_TRITON, NN, Call, Inputs, Provider, fused, fused_module, twin
 from ..providers import inputs as host_inputs
-from .cases import core, grid
+from .cases import core, grid, triton
 from .rows import GpuRow, Rows
 
 AGAIN = 75
@@ -50,7 +50,7 @@ NN_STANDARD = Provider("nn-standard", lambda case, source: source, _standard_for
 OURS = fused("fusedrnn-cuda", "cuda")
 TRITON = FUSED_TRITON
 EXTRA = (TRITON, fused("fusedrnn-cuda:step", "cuda:step"), fused("fusedrnn", "auto"))
-"""Measured beside `OURS` at the most telling cases, eager alone."""
+"""Measured beside `OURS` at the most telling cases; of these Triton's in CUDA graphs too."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def run(
         RecordError: the CSV holds rows of another GPU.
     """
     deadline = time.monotonic() + budget_s
-    telling = set(core())
+    telling = {*core(), *triton()}
     with Rows(path, bench.name) as rows:
         for case in grid() if cases is None else cases:
             sides = [NN, *[NN_STANDARD] * (not case.packed), bench.ours, *(bench.extra if case in telling else ())]
@@ -113,7 +113,7 @@ def run(
 def _variants(bench: Bench, case: Case, sides: Sequence[Provider]) -> Iterator[tuple[str, list[Provider]]]:
     yield EAGER, list(sides)
     if bench.graphs and not case.packed:  # lengths on the host cannot be captured
-        yield GRAPH, [NN, bench.ours]
+        yield GRAPH, [NN, bench.ours, *(side for side in sides if side is TRITON)]
 
 
 def _missing(rows: Rows, case: Case, mode: str, variant: str, sides: Sequence[Provider]) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from ..record import Row
-from . import cells, checkpointing, flatten_parameters, gradients, kernels, recurrence, serving, text
+from . import cells, checkpointing, flatten_parameters, gradients, kernels, providers, recurrence, serving, text
 from .base import Context, Section, Verdict
 
 
@@ -28,13 +28,14 @@ def _study(module: ModuleType, quick: float, default: float, full: float) -> Stu
 
 
 _ALL = (
-    _study(kernels, 10, 60, 700),
+    _study(kernels, 10, 50, 700),
+    _study(providers, 5, 40, 250),
     _study(text, 10, 70, 1500),
-    _study(cells, 6, 60, 500),
-    _study(gradients, 3, 8, 60),
-    _study(checkpointing, 3, 35, 400),
+    _study(cells, 6, 50, 500),
+    _study(gradients, 3, 12, 90),
+    _study(checkpointing, 3, 30, 400),
     _study(recurrence, 3, 20, 250),
     _study(flatten_parameters, 3, 10, 60),
-    _study(serving, 5, 35, 130),
+    _study(serving, 5, 30, 130),
 )
 STUDIES = {study.name: study for study in _ALL}

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from ..measure import Clock, device_clock, wall
 from ..progress import Progress
-from ..record import Recorder, Row, remark
+from ..record import FINISHED, Recorder, Row, remark
+from ..resume import Saved
 
 CONFIRMED, REFUTED, DEPENDS, UNDECIDED = "confirmed", "refuted", "depends", "undecided"
 FEWEST_PAIRS = 3  # of calls that took turns; a ratio of fewer decides nothing
 COUNT_TOLERANCE = 0.02  # a quoted count holds within 2 %
+MACHINE = "machine"  # the part of a study that asks the machine
+SPENT = "the budget of this study was spent"
+T = TypeVar("T")
 
 
 class Budget:
@@ -43,6 +47,7 @@ class Context:
     data: Path | None = None
     embeddings: Path | None = None
     device: str = "cpu"
+    saved: Saved | None = None  # training states to go on from
 
     @property
     def clock(self) -> Clock:
@@ -51,14 +56,38 @@ class Context:
 
     def skip(self, study: str, case: str, reason: str) -> None:
         """Says in the results what did not fit."""
-        self.recorder.add(remark(study, "skipped", reason, case))
+        self._say(remark(study, "skipped", reason, case))
 
     def absent(self, study: str, case: str, provider: str, reason: str) -> None:
         """Says in the results what this machine cannot run."""
-        self.recorder.add(remark(study, "absent", reason, case, provider=provider))
+        self._say(remark(study, "absent", reason, case, provider=provider))
 
     def note(self, study: str, case: str, text: str) -> None:
-        self.recorder.add(remark(study, "note", text, case))
+        self._say(remark(study, "note", text, case))
+
+    def _say(self, new: Row) -> None:
+        """Once, in a run that goes on from an earlier one too."""
+        if not any((row.key, row.note) == (new.key, new.note) for row in self.recorder.rows):
+            self.recorder.add(new)
+
+    def todo(self, study: str, parts: Mapping[str, T]) -> Iterator[tuple[T, float]]:
+        """What an earlier run has not finished, the most telling first, each part with its share of the seconds left.
+
+        The first is done in any case, others while the budget lasts; what does not fit is recorded as skipped. A part
+        is marked when the next is asked for: one that was cut off is done anew by the next run.
+        """
+        left = self.unfinished(study, parts)
+        for index, (name, part) in enumerate(left.items()):
+            if index and self.budget.left <= 0:
+                self.skip(study, name, SPENT)
+                continue
+            yield part, max(0.0, self.budget.left) / (len(left) - index)
+            self.recorder.add(remark(study, FINISHED, "", name))
+
+    def unfinished(self, study: str, parts: Mapping[str, T]) -> dict[str, T]:
+        """Those that no earlier run has finished."""
+        known = self.recorder.keys
+        return {name: part for name, part in parts.items() if remark(study, FINISHED, "", name).key not in known}
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ from .contest import Job, Plan, Task, arithmetic, train
 from .text_report import figures, table
 
 STUDY = "cells"
+DEVICES = ("cpu", "cuda")
 CORPUS = "series"
 CELLS = ("LSTM", "GRU", "RNN")
 HIDDEN = 128
@@ -99,6 +100,11 @@ def models() -> dict[str, tuple[str, int, int, str]]:
 
 
 def run(ctx: Context) -> None:
+    for _ in ctx.todo(STUDY, {"training": None}):
+        _run(ctx)
+
+
+def _run(ctx: Context) -> None:
     ctx.note(STUDY, CORPUS, f"Gaussian series: T {data.SERIES_T}, I 1; class 0 N(0.5, 1), class 1 N(-0.5, 1.2).")
     ctx.recorder.add(measured(STUDY, "bayes_accuracy", "", [data.bayes_accuracy()], f"{CORPUS}/Bayes"))
     jobs = []
@@ -146,11 +152,12 @@ def _layer(ctx: Context, name: str, cell: str, directions: int, hidden: int) -> 
     """Gates the fused layer, records what each keeps for backward; whether the gate refused."""
     case = Case(cell.lower(), data.SERIES_T, PLAN.batch, 1, hidden, D=directions, batch_first=True)
     ctx.progress.show(f"gate {case.name}")
-    reason = gates([FUSED], case)[FUSED.name]
+    reason = gates([FUSED], case, device=ctx.device)[FUSED.name]
     if reason:
         ctx.recorder.add(remark(STUDY, "failed", reason, f"{CORPUS}/{name}", provider=FUSED.name))
     for provider in (NN,) if reason else (NN, FUSED):
-        kept = kept_bytes(Call(provider, provider.build(case, twin(case)), inputs(case)))
+        layer = provider.build(case, twin(case)).to(ctx.device)
+        kept = kept_bytes(Call(provider, layer, inputs(case).to(ctx.device)))
         ctx.recorder.add(
             measured(STUDY, "bytes_kept", "bytes", [kept], f"{CORPUS}/{name}", provider=provider.name, mode="train")
         )

@@ -62,6 +62,7 @@ GRID = {
 """The most telling first: a budget cuts the end."""
 GATE_FLOP = 2e9  # longer cases are gated on their first steps, of every provider
 PEAK_FROM_BYTES = 8 << 20  # of the output: resident sizes are known to some megabytes only
+FIRST = 0.6  # part of all seconds for the most telling case
 TIMED = 0.5  # part of a case's seconds
 CHILD_S = 8.0  # a process that measures the peak
 ROUNDS = {"quick": 3, "default": 5, "full": 9}
@@ -72,11 +73,8 @@ NO_MORE, CLEARLY_MORE = 1.0, 1.1  # memory of recompute over that of checkpointi
 
 def run(ctx: Context) -> None:
     grid = GRID[ctx.effort]
-    for index, case in enumerate(grid):
-        if index and ctx.budget.left <= 0:
-            ctx.skip(STUDY, case.name, "the budget of this study was spent")
-            continue
-        _case(ctx, case, ctx.budget.share(1 / (len(grid) - index) if index else 0.6).seconds)
+    for case, seconds in ctx.todo(STUDY, {case.name: case for case in grid}):
+        _case(ctx, case, ctx.budget.share(FIRST).seconds if case is grid[0] else seconds)
 
 
 def _case(ctx: Context, case: Case, seconds: float) -> None:

@@ -92,12 +92,8 @@ def run(ctx: Context) -> None:
     if ctx.device == "cpu":
         for metric in ("copy of weights that lie apart at every call", "its warning", "memory of a chunk"):
             ctx.absent(STUDY, metric, "cuDNN", NO_CUDNN)
-    grid = GRID[ctx.effort]
-    for index, case in enumerate(grid):
-        if index and ctx.budget.left <= 0:
-            ctx.skip(STUDY, case.name, "the budget of this study was spent")
-            continue
-        _case(ctx, case, ctx.budget.left / (len(grid) - index))
+    for case, seconds in ctx.todo(STUDY, {case.name: case for case in GRID[ctx.effort]}):
+        _case(ctx, case, seconds)
 
 
 def made(provider: Provider, case: Case, event: str, device: str) -> nn.RNNBase:

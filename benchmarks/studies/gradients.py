@@ -13,6 +13,7 @@ travel along c.
 from __future__ import annotations
 
 import functools
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import panels, plots
+from .. import data, panels, plots
 from ..cases import CELLS, CLASSES
 from ..measure import on_threads
-from ..providers import fused_module
+from ..models import RecurrentClassifier
+from ..models import Table as Embeddings
+from ..providers import NN, fused_module
 from ..record import Row, measured, remark
+from ..training import Example, Run
 from .base import (
     CONFIRMED,
     COUNT_TOLERANCE,
@@ -52,7 +56,10 @@ SHAPES = ("orthogonal", "uniform")
 DRIVES = {"quiet": 1e-3, "loud": 1.0}
 """Standard deviation of the input: in a quiet layer tanh' is 1, a loud one is driven as by embeddings."""
 SEEDS = {"quick": 2, "default": 10, "full": 40}
-OWN = "as torch starts it"
+OWN, TRAINED = "as torch starts it", "trained"
+SENTENCES = {"quick": 256, "default": 2000, "full": 8000}
+EPOCHS = {"quick": 1, "default": 4, "full": 15}
+EMBEDDED = 50
 AGREES = 1e-9  # of the norm of a gradient: sums in another order over 25 steps of float64
 ROUNDING = 1e-9  # by which a norm may pass the bound
 QUOTED = {(0.95, 25): 0.28, (0.5, 25): 3e-8}
@@ -89,24 +96,59 @@ def run(ctx: Context) -> None:
 
 
 def _run(ctx: Context) -> None:
-    ctx.recorder.add(
-        *(
-            measured(STUDY, "bound", "", [norm**lag], f"norm {norm:g}", T=lag, provider="bound", mode=f"{norm:g}")
-            for norm in NORMS
-            for lag in LAGS
+    for _ in ctx.todo(STUDY, {"bounds": None}):
+        ctx.recorder.add(
+            *(
+                measured(STUDY, "bound", "", [norm**lag], f"norm {norm:g}", T=lag, provider="bound", mode=f"{norm:g}")
+                for norm in NORMS
+                for lag in LAGS
+            )
         )
-    )
     refused = {cell: reason for cell in CELLS if (reason := disagrees(Setting(cell, "uniform", "loud", 1.0)))}
     ctx.recorder.add(*(remark(STUDY, "failed", reason, cell) for cell, reason in refused.items()))
-    for index, setting in enumerate(setting for setting in grid() if setting.cell not in refused):
-        if index and ctx.budget.left <= 0:
-            ctx.skip(STUDY, setting.name, "the budget of this study was spent")
-            continue
+    for cell, _ in ctx.todo(STUDY, {trained_name(cell): cell for cell in CELLS if cell not in refused}):
+        _trained(ctx, cell)
+    right = {setting.name: setting for setting in grid() if setting.cell not in refused}
+    for setting, _ in ctx.todo(STUDY, right):
         ctx.progress.show(f"Jacobians: {setting.name}")
         mode = OWN if setting.norm is None else f"{setting.norm:g}"
         where: dict[str, Any] = {"cell": setting.cell, "H": _width(setting), "dtype": "fp64", "mode": mode}
-        for lag, values in norms(setting, SEEDS[ctx.effort]).items():
+        for lag, values in norms(walk(setting, SEEDS[ctx.effort])).items():
             ctx.recorder.add(measured(STUDY, "jacobian", "", values, setting.name, provider="nn", T=lag, **where))
+
+
+def trained_name(cell: str) -> str:
+    return f"{cell}, trained on the grammar"
+
+
+def _trained(ctx: Context, cell: str) -> None:
+    """A classifier of the text study, after its training, on sentences that it has not seen."""
+    corpus = data.grammar_corpus(train=SENTENCES[ctx.effort])
+    words = data.vocabulary(corpus.train)
+    table = Embeddings(len(words) + 2, EMBEDDED, corpus.classes)
+    run = Run(CLASSES[cell], NN.name, 0, functools.partial(RecurrentClassifier, table, NN.name, CLASSES[cell]), 1e-3)
+
+    def examples(phrases: Sequence[data.Phrase], rng: random.Random | None) -> list[Example]:
+        found = data.batches(phrases, words, 64 if rng else 256, rng)
+        return [((batch.tokens, batch.lengths), batch.labels) for batch in found]
+
+    validation = examples(corpus.validation, None)
+    for epoch in range(EPOCHS[ctx.effort]):
+        ctx.progress.show(f"training {run.name}, epoch {epoch + 1}")
+        run.epoch(examples(corpus.train, random.Random(epoch)), validation, lambda: None)
+    model = run.model.double().eval()
+    long = [phrase for phrase in corpus.test if len(phrase.tokens) >= max(LAGS)][: SEEDS[ctx.effort]]
+    x = torch.stack([model.embedding(_indices(phrase, words)).detach() for phrase in long])
+    where: dict[str, Any] = {"cell": cell, "H": model.encoder.layer.hidden_size, "dtype": "fp64", "mode": TRAINED}
+    done = run.epochs[-1]
+    row = Row(STUDY, trained_name(cell), "accuracy", "", done.accuracy, n=len(done.correct), epoch=done.number, **where)
+    ctx.recorder.add(row)
+    for lag, values in norms(follow(cell, [model.encoder.layer] * len(x), x)).items():
+        ctx.recorder.add(measured(STUDY, "jacobian", "", values, trained_name(cell), provider="nn", T=lag, **where))
+
+
+def _indices(phrase: data.Phrase, words: dict[str, int]) -> Tensor:
+    return torch.tensor([words.get(token, data.UNKNOWN) for token in phrase.tokens[: max(LAGS)]])
 
 
 def _width(setting: Setting) -> int:
@@ -133,7 +175,7 @@ def layer(setting: Setting, seed: int) -> nn.RNNBase:
 
 @dataclass(frozen=True)
 class Walk:
-    """Layers of some seeds, N of them, with the same setting, and what they did from a zero state."""
+    """Layers of one kind, N of them, and what they did from a zero state."""
 
     layers: Sequence[nn.RNNBase]
     x: Tensor  # [N, T, I]
@@ -146,19 +188,23 @@ def walk(setting: Setting, seeds: int) -> Walk:
         with torch.random.fork_rng(devices=[]):
             layers.append(layer(setting, seed))
             drawn.append(DRIVES[setting.drive] * torch.randn(max(LAGS), _width(setting), dtype=torch.float64))
-    x = torch.stack(drawn)
+    return follow(setting.cell, layers, torch.stack(drawn))
+
+
+def follow(cell: str, layers: Sequence[nn.RNNBase], x: Tensor) -> Walk:
+    """One layer a row of x [N, T, I]."""
     weights = [torch.stack(same).detach() for same in zip(*(own.parameters() for own in layers), strict=True)]
-    step = torch.func.vmap(functools.partial(_step, setting.cell))
-    states = [torch.zeros(seeds, _state(setting), dtype=torch.float64)]
-    for t in range(max(LAGS)):
+    step = torch.func.vmap(functools.partial(_step, cell))
+    states = [torch.zeros(len(x), _state(cell, layers[0].hidden_size), dtype=torch.float64)]
+    for t in range(x.shape[1]):
         states.append(step(states[-1], x[:, t], *weights))
     # the states of all steps are known by now: their Jacobians need not wait for one another
-    over_steps = torch.func.vmap(torch.func.jacrev(functools.partial(_step, setting.cell)), (0, 0, *[None] * 4))
+    over_steps = torch.func.vmap(torch.func.jacrev(functools.partial(_step, cell)), (0, 0, *[None] * 4))
     return Walk(layers, x, torch.func.vmap(over_steps)(torch.stack(states[:-1], dim=1), x, *weights))
 
 
-def _state(setting: Setting) -> int:
-    return _width(setting) * (2 if setting.cell == "lstm" else 1)
+def _state(cell: str, width: int) -> int:
+    return width * (2 if cell == "lstm" else 1)
 
 
 def _step(cell: str, state: Tensor, x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> Tensor:
@@ -176,10 +222,11 @@ def _step(cell: str, state: Tensor, x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih:
     return torch.cat([o.sigmoid() * c.tanh(), c])
 
 
-def norms(setting: Setting, seeds: int) -> dict[int, list[float]]:
-    """Spectral norm of dh_T / d(state n steps before) by n, of every seed."""
-    jacobians, found = walk(setting, seeds).jacobians, {}
-    product = torch.eye(_state(setting), dtype=torch.float64)[: _width(setting)].expand(seeds, -1, -1)
+def norms(walked: Walk) -> dict[int, list[float]]:
+    """Spectral norm of dh_T / d(state n steps before) by n, of every layer."""
+    jacobians, found = walked.jacobians, {}
+    eye = torch.eye(jacobians.shape[-1], dtype=torch.float64)[: walked.layers[0].hidden_size]
+    product = eye.expand(len(jacobians), -1, -1)
     for lag in range(1, max(LAGS) + 1):
         product = product @ jacobians[:, -lag]
         if lag in LAGS:
@@ -193,7 +240,7 @@ def disagrees(setting: Setting) -> str | None:
     width = _width(setting)
     fused = getattr(fused_module(), CLASSES[setting.cell])(width, width, dtype=torch.float64)
     fused.load_state_dict(found.layers[0].state_dict())
-    start = torch.zeros(_state(setting) // width, 1, 1, width, dtype=torch.float64, requires_grad=True)
+    start = torch.zeros(_state(setting.cell, 1), 1, 1, width, dtype=torch.float64, requires_grad=True)
     y, _ = fused(found.x.transpose(0, 1), tuple(start) if setting.cell == "lstm" else start[0])
     upstream = torch.linspace(-1, 1, width, dtype=torch.float64)
     (got,) = torch.autograd.grad(y[-1, 0] @ upstream, start)
@@ -217,14 +264,20 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
     power = [_bounded(own), _reached(own, "orthogonal", "quiet"), _reached(own, "uniform", "loud")]
     return [
         judge(claim, [*(arithmetic if own else []), *power]),
-        judge("8b. The short text explains why the RNN trains.", [_short_text(own)]),
+        judge(
+            "8b. The short text explains why the RNN trains.",
+            [
+                _short_text(own, Setting("rnn", "uniform", "loud", None).name, "before training"),
+                *([_short_text(own, trained_name("rnn"), "trained")] if select(own, case=trained_name("rnn")) else []),
+            ],
+        ),
         judge("8c. Gates carry gradients where a tanh RNN's vanish.", [_gated(own, cell) for cell in ("gru", "lstm")]),
     ]
 
 
 def _bounded(rows: Sequence[Row]) -> Finding:
     """Of a tanh RNN: the norm's upper quartile against the power."""
-    found = [row for row in select(rows, cell="rnn") if row.mode != OWN]
+    found = [row for row in select(rows, cell="rnn") if row.mode not in (OWN, TRAINED)]
     if not found:
         return Finding(UNDECIDED, "no norms of a tanh RNN")
     above = [row for row in found if row.p75 > float(row.mode) ** row.T * (1 + ROUNDING)]
@@ -245,16 +298,16 @@ def _reached(rows: Sequence[Row], shape: str, drive: str) -> Finding:
     return Finding(verdict, f"{label}: {told} over {LONG_LAG} steps", f"the power is reached, {label}")
 
 
-def _short_text(rows: Sequence[Row]) -> Finding:
-    """A tanh RNN as torch starts it: the first word's gradient counts in a phrase, and would not over a long text."""
-    found = {row.T: row for row in select(rows, case=Setting("rnn", "uniform", "loud", None).name)}
+def _short_text(rows: Sequence[Row], case: str, when: str) -> Finding:
+    """A tanh RNN: the first word's gradient counts in a phrase, and would not over a long text."""
+    found = {row.T: row for row in select(rows, case=case)}
     if not {PHRASE_LAG, LONG_LAG} <= found.keys():
         return Finding(UNDECIDED, "not measured")
     short, long = found[PHRASE_LAG], found[LONG_LAG]
-    told = f"norm over {PHRASE_LAG} steps {short.p50:.2g}, over {LONG_LAG} {long.p50:.2g}, before training"
+    told = f"norm over {PHRASE_LAG} steps {short.p50:.2g}, over {LONG_LAG} {long.p50:.2g}, {when}"
     if short.p25 < ALIVE <= short.p75 or long.p25 < ALIVE <= long.p75:
-        return Finding(UNDECIDED, told, f"quartiles on both sides of {ALIVE:g}")
-    return Finding(CONFIRMED if short.p50 >= ALIVE > long.p50 else REFUTED, told, f"counts from {ALIVE:g} on")
+        return Finding(UNDECIDED, told, f"{when}, quartiles on both sides of {ALIVE:g}")
+    return Finding(CONFIRMED if short.p50 >= ALIVE > long.p50 else REFUTED, told, f"{when}, counts from {ALIVE:g} on")
 
 
 def _gated(rows: Sequence[Row], cell: str) -> Finding:
@@ -279,7 +332,8 @@ def section(rows: Sequence[Row]) -> Section:
             "fused layer. **Quiet** input leaves tanh' at 1, **loud** input is standard normal. **Orthogonal** W_hh "
             "stretches every direction alike; **uniform** W_hh has its largest singular value alone at the norm, and "
             "a smaller spectral radius, which decides over many steps. In a GRU and an LSTM the norm is that of each "
-            "gate's block, and bounds nothing."
+            "gate's block, and bounds nothing. **Trained** layers are those of the text study's classifiers, of width "
+            f"128, on the built-in grammar, followed over held-out sentences{_accuracies(rows)}."
         )
     ]
     if select(own, metric="jacobian"):
@@ -293,6 +347,12 @@ def section(rows: Sequence[Row]) -> Section:
         "Do gradients vanish as the norm of W_hh to the power of the steps?",
         [*blocks, *remarks(rows, STUDY)],
     )
+
+
+def _accuracies(rows: Sequence[Row]) -> str:
+    found = select(rows, study=STUDY, metric="accuracy")
+    told = ", ".join(f"{CLASSES[row.cell]} {100 * row.p50:.0f} %" for row in found)
+    return f" (accuracy reached after {found[0].epoch} epochs: {told})" if found else ""
 
 
 def _answer(rows: Sequence[Row]) -> str:
@@ -323,7 +383,7 @@ def _table(rows: Sequence[Row]) -> Table:
     for name in dict.fromkeys(row.case for row in select(rows, metric="jacobian")):
         by_lag = {row.T: row for row in select(rows, metric="jacobian", case=name)}
         mode = next(iter(by_lag.values())).mode
-        power = "-" if mode == OWN else f"{float(mode) ** LONG_LAG:.2g}"
+        power = "-" if mode in (OWN, TRAINED) else f"{float(mode) ** LONG_LAG:.2g}"
         lines.append([name, *(f"{by_lag[lag].p50:.2g}" if lag in by_lag else "-" for lag in LAGS), power])
     header = ["layer", *(f"{lag} steps" for lag in LAGS), f"norm^{LONG_LAG}"]
     return Table(header, lines, "Median norm of the gradient through so many steps.")

@@ -21,7 +21,9 @@ from ..record import Row, measured, remark
 from .base import (
     CONFIRMED,
     DEPENDS,
+    MACHINE,
     REFUTED,
+    SPENT,
     UNDECIDED,
     Context,
     Figure,
@@ -43,26 +45,24 @@ ROUNDS = {"quick": 3, "default": 5, "full": 15}
 def run(ctx: Context) -> None:
     """Gates (and so warms) every case, then times them while the budget lasts; what does not fit is recorded."""
     threads = torch.get_num_threads()
-    flops_per_s, bytes_per_s = ceilings(threads)
-    for metric, unit, value in (("peak", "FLOP/s", flops_per_s), ("peak", "bytes/s", bytes_per_s)):
-        ctx.recorder.add(measured(STUDY, metric, unit, [value], "machine", threads=threads))
-    grid = kernel_grid(ctx.effort)
+    for _ in ctx.todo(STUDY, {MACHINE: None}):
+        for unit, value in zip(("FLOP/s", "bytes/s"), ceilings(threads), strict=True):
+            ctx.recorder.add(measured(STUDY, "peak", unit, [value], MACHINE, threads=threads))
     gating = ctx.budget.share(0.35)
-    ready = []
-    for case in grid:
-        if ready and gating.left <= 0:
-            ctx.skip(STUDY, case.name, "the budget of this study was spent")
-            continue
+    reasons: dict[Case, str | None] = {}
+    left = ctx.unfinished(STUDY, {case.name: case for case in kernel_grid(ctx.effort)})
+    for case in left.values():
+        if reasons and gating.left <= 0:
+            break
         ctx.progress.show(f"gate {case.name}")
-        reason = gate(FUSED, case)
-        if reason:
+        reasons[case] = gate(FUSED, case)
+    for case, seconds in ctx.todo(STUDY, {case.name: case for case in reasons}):
+        if reason := reasons[case]:
             ctx.recorder.add(remark(STUDY, "failed", reason, case, provider=FUSED.name, threads=threads))
-        ready.append((case, [NN] if reason else list(PROVIDERS)))
-    for index, (case, providers) in enumerate(ready):
-        if index and ctx.budget.left <= 0:
-            ctx.skip(STUDY, case.name, "the budget of this study was spent")
-            continue
-        _case(ctx, case, providers, ctx.budget.left / (len(ready) - index), threads)
+        _case(ctx, case, [NN] if reason else list(PROVIDERS), seconds, threads)
+    for case in left.values():
+        if case not in reasons:
+            ctx.skip(STUDY, case.name, SPENT)
 
 
 def _case(ctx: Context, case: Case, providers: list, seconds: float, threads: int) -> None:

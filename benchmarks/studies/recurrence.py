@@ -28,6 +28,7 @@ from ..record import Row, measured, remark
 from .base import (
     CONFIRMED,
     DEPENDS,
+    MACHINE,
     REFUTED,
     UNDECIDED,
     Context,
@@ -96,14 +97,12 @@ def case_of(rows: int, H: int, T: int) -> Case:
 
 def run(ctx: Context) -> None:
     threads = torch.get_num_threads()
-    for unit, value in zip(("FLOP/s", "bytes/s"), ceilings(threads, ctx.device), strict=True):
-        ctx.recorder.add(measured(STUDY, "ceiling", unit, [value], "machine", threads=threads))
+    for _ in ctx.todo(STUDY, {MACHINE: None}):
+        for unit, value in zip(("FLOP/s", "bytes/s"), ceilings(threads, ctx.device), strict=True):
+            ctx.recorder.add(measured(STUDY, "ceiling", unit, [value], MACHINE, threads=threads))
     grid = [case_of(*sizes) for sizes in GRID[ctx.effort]]
-    for index, case in enumerate(grid):
-        if index and ctx.budget.left <= 0:
-            ctx.skip(STUDY, case.name, "the budget of this study was spent")
-            continue
-        _case(ctx, case, ctx.budget.left / (len(grid) - index), threads)
+    for case, seconds in ctx.todo(STUDY, {case.name: case for case in grid}):
+        _case(ctx, case, seconds, threads)
 
 
 def convolution(case: Case) -> Convolution:

@@ -76,14 +76,14 @@ def run(ctx: Context) -> None:
     if reason := int8_missing():
         ctx.absent(STUDY, "every model", INT8, reason)
     T, I, H = SIZES[ctx.effort]
+    left = ctx.unfinished(STUDY, {f"batch {B}": B for B in BATCHES})
+    if not left:
+        return
     with tempfile.TemporaryDirectory() as folder:
         files = {name: _export(ctx, name, Case(cell, T, 2, I, H, D=D), folder) for name, (cell, D) in MODELS.items()}
-        for index, B in enumerate(BATCHES):
-            if index and ctx.budget.left <= 0:
-                ctx.skip(STUDY, f"batch {B}", "the budget of this study was spent")
-                continue
+        for B, seconds in ctx.todo(STUDY, left):
             cases = {name: Case(cell, T, B, I, H, D=D) for name, (cell, D) in MODELS.items()}
-            _batch(ctx, B, cases, files, ctx.budget.left / (len(BATCHES) - index))
+            _batch(ctx, B, cases, files, seconds)
 
 
 def _export(ctx: Context, name: str, case: Case, folder: str) -> Path | None:

@@ -5,9 +5,10 @@
     streamed  a program a tile of rows reads W_hh from L2 at every step
     step      a launch a step
 
-What is here was compiled for sm_80 and sm_90 by Triton 3.6 and 3.9, with and without lengths and resets, forward and
-backward, and spills no register: `python tools/triton_check.py` does it again. Nothing is tuned at run time, and no
-time below was measured on a GPU.
+What is here was compiled for sm_80, sm_89 and sm_90 by Triton 3.6 and 3.9, with and without lengths and resets,
+forward and backward, and spills no register, but for some float64 kernels of an LSTM by Triton 3.6:
+`python tools/triton_check.py 80 89 90` does it again. Nothing is tuned at run time, and no time below was measured on a
+GPU.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ GRID = {
 }
 WIDTHS = (256, 384, 512, 768, 1024, 1536, 2048)
 """What the grid rounds H up to: each is a kernel of its own."""
+NAMES = {"half": "16 bits", "tf32": "float32 as TF32", "tf32x3": "full float32", "fp64": "float64"}
+"""Of the kinds of product, in refusals."""
 SPILLS = {("half", LSTM, 768), ("tf32", LSTM, 384)}
 """Widths at which one pass spills a few registers: the next one is taken."""
 # For the choice between regimes, in microseconds. Assumptions, not measurements.
@@ -127,9 +130,9 @@ def plan(
         ValueError: the regime that is named cannot take it.
     """
     kind = precision if dtype == "fp32" else "fp64" if dtype == "fp64" else "half"
-    tiled = _tiled(kind, precision, regime or "step")
+    tiled = _tiled(cell, kind, precision, regime or "step", device)
     if regime in ("", "resident"):
-        refusal = _not_resident(cell, H, kind, device)
+        refusal = _not_resident(cell, S, H, kind, device)
         if refusal is None:
             return _resident(cell, H, kind, precision, device)
         if regime:
@@ -149,7 +152,7 @@ def plan(
         return tiled
     # one launch whose programs read all of W_hh every step, or a launch a step that reads it once
     streamed = _streamed_us(cell, T, H, dtype) < T * LAUNCH_US
-    return _tiled(kind, precision, "streamed" if streamed else "step")
+    return _tiled(cell, kind, precision, "streamed" if streamed else "step", device)
 
 
 def _column(device: Device) -> int:
@@ -167,13 +170,18 @@ def _padded(H: int) -> int:
     return max(32, 1 << (H - 1).bit_length())
 
 
-def _not_resident(cell: int, H: int, kind: str, device: Device) -> str | None:
+def _held(limit: int, kind: str, device: Device) -> str:
+    return f"in {NAMES[kind]} sm_{device.sm} holds {limit}"
+
+
+def _not_resident(cell: int, S: int, H: int, kind: str, device: Device) -> str | None:
     limit = _limit(RESIDENT, cell, kind, device)
     if _padded(H) <= limit:
         return None
+    grid = "" if _not_in_grid(cell, S, H, kind, device) else "triton:grid, "
     return (
-        f"resident: W_hh does not stay in one SM, got {H} hidden units, in {kind} sm_{device.sm} holds {limit}; "
-        "take triton:grid, triton:streamed or triton:step"
+        f"resident: W_hh does not stay in one SM, got {H} hidden units, {_held(limit, kind, device)}; "
+        f"take {grid}triton:streamed or triton:step"
     )
 
 
@@ -190,14 +198,15 @@ def _not_in_grid(cell: int, S: int, H: int, kind: str, device: Device) -> str | 
     limit = _limit(GRID, cell, kind, device)
     if limit < H:
         return (
-            f"grid: 16 units' part of W_hh does not stay in an SM, got {H} hidden units, in {kind} sm_{device.sm} "
-            f"holds {limit}; take triton:streamed or triton:step"
+            f"grid: 16 units' part of W_hh does not stay in an SM, got {H} hidden units, "
+            f"{_held(limit, kind, device)}; take triton:streamed or triton:step"
         )
     programs = S * ceil(H / 16)
     if programs > device.sms:
+        sms = "in the interpreter, which runs one" if device.sms == 1 else f"on {device.sms} SMs"
         return (
-            f"grid: all programs must run at once, got {programs} for {S} streams of {H} hidden units on {device.sms} "
-            "SMs; take triton:streamed or triton:step"
+            f"grid: all programs must run at once, got {programs} for {S} streams of {H} hidden units {sms}; "
+            "take triton:streamed or triton:step"
         )
     return None
 
@@ -213,11 +222,13 @@ def _grid(cell: int, B: int, S: int, H: int, kind: str, precision: str, backward
     return Plan("grid", precision, units=16, warps=8, registers=registers, inner=inner, k_split=k_split, tiles=tiles)
 
 
-def _tiled(kind: str, precision: str, regime: str) -> Plan:
-    if kind == "half":
-        return Plan(regime, precision, stages=2)
-    small = 16 if kind == "fp64" else 32
-    return Plan(regime, precision, units=small, inner=small)
+def _tiled(cell: int, kind: str, precision: str, regime: str, device: Device) -> Plan:
+    if kind == "half":  # wider, GRU and LSTM spill on sm_89
+        small = _column(device) == 89 and cell in (GRU, LSTM)
+        return Plan(regime, precision, stages=2, inner=32 if small else 64)
+    units = 16 if kind == "fp64" else 32
+    inner = 16 if kind == "tf32x3" and cell == LSTM else units  # with lengths and resets 32 spill
+    return Plan(regime, precision, units=units, inner=inner)
 
 
 def _streamed_us(cell: int, T: int, H: int, dtype: str) -> float:

@@ -19,6 +19,11 @@ from .config import GATES, GRU, KEPT, LSTM, Plan
 Outputs = tuple[Tensor, ...]
 
 
+def interpreted() -> bool:
+    """Whether Triton was imported as its interpreter, which takes the CPU's tensors."""
+    return not isinstance(forward.forward_resident, triton.runtime.JITFunction)
+
+
 def scan(
     gates_x: Tensor,
     h0: Tensor | None,

@@ -1,4 +1,4 @@
-"""What torch's layers have not, on a GPU: jagged rows without a synchronisation."""
+"""What torch's layers have not, on a GPU: jagged rows without a synchronisation, bptt, frozen."""
 
 from __future__ import annotations
 
@@ -43,3 +43,25 @@ def test_jagged_rows(cell: str, backend: str) -> None:
             torch.cuda.set_sync_debug_mode("default")
 
     against_the_cpu(layer, run)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_end_after_k_steps(backend: str) -> None:
+    layer = fusedrnn.LSTM(6, 16, bidirectional=True, backend=backend, bptt=4).to(DEVICE).double()
+    x, n = torch.randn(9, 4, 6, dtype=torch.double), torch.tensor([9, 0, 5, 8])
+
+    def run(layer: torch.nn.Module, device: str) -> list[Tensor]:
+        leaf = x.to(device).requires_grad_()
+        y, (h, c) = layer(leaf, lengths=n.to(device))
+        return [y, h, c, *torch.autograd.grad((y.sum(), h.sum(), c.sum()), [leaf, *layer.parameters()])]
+
+    against_the_cpu(layer, run)
+
+
+def test_frozen_gives_the_same_bits() -> None:
+    layer = fusedrnn.GRU(6, 16, backend="cuda").to(DEVICE).eval()
+    x = torch.randn(3, 4, 6).to(DEVICE)
+    with torch.no_grad():
+        want = layer(x)[0]
+        with fusedrnn.frozen(layer):
+            assert all(torch.equal(layer(x)[0], want) for _ in range(3))

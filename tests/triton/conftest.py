@@ -10,6 +10,11 @@ from fusedrnn import triton_plan
 
 collect_ignore_glob = [] if triton_plan.interpreting() else ["test_*.py"]
 
+
+def pytest_report_header() -> str | None:
+    return None if triton_plan.interpreting() else "tests/triton: nothing is collected, set TRITON_INTERPRET=1"
+
+
 if triton_plan.interpreting():
     from interpreted import hasten, watched
 
