@@ -31,7 +31,7 @@ from .studies.base import Budget, Context
 
 INTERRUPTED = 130
 ENVIRONMENT = "env.json"
-SAME = ("effort", "data", "torch", "fusedrnn", "threads")
+SAME = ("effort", "data", "embeddings", "processes", "torch", "fusedrnn", "threads")
 """Of the environment: what rows of one folder have in common."""
 TRAINED = ("text", "cells")
 SHOWN = 40
@@ -66,9 +66,11 @@ def _run_studies(options: argparse.Namespace, names: Sequence[str], saved: Saved
     interrupted = False
     machine = torch.cuda.get_device_name() if options.device == "cuda" else ""
     saved, path = saved or _saved(options), options.rows or options.out / "rows.csv"
-    facts = environment() | {"effort": options.effort, "data": digest(options.data), "budget_s": seconds}
+    facts = environment() | {"effort": options.effort, "processes": parallel.size(), "budget_s": seconds}
+    facts |= {"data": digest(options.data), "embeddings": digest(options.embeddings)}
     known = {} if options.overwrite else _known(options, path, facts)
     with Recorder(path, resume=bool(known), machine=machine, keep=partial(_kept, options.effort, names)) as recorder:
+        recorder.keys = parallel.agree(recorder.keys)  # what is finished is so in every process, or one waits in vain
         if done := sum(row.metric == FINISHED for row in recorder.rows):
             told = f"{path} holds {done} finished parts of {known['date']}, which are kept; --overwrite measures anew"
             print(told, file=sys.stderr)

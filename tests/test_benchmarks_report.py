@@ -226,7 +226,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(
         data,
         "grammar_corpus",
-        lambda: data.Corpus("grammar", 2, data.grammar(256, 0), data.grammar(64, 1), [], data.grammar(32, 2)),
+        lambda **_: data.Corpus("grammar", 2, data.grammar(256, 0), data.grammar(64, 1), [], data.grammar(32, 2)),
     )
     monkeypatch.setattr(gradients, "NORMS", (0.5,))
     monkeypatch.setattr(serving, "export_missing", lambda: "left out")

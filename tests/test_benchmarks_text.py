@@ -209,3 +209,13 @@ def test_a_folder_of_texts_is_studied(tmp_path, tiny, kind):
     assert {row.case for row in rows if row.metric == "test_accuracy"} == {f"polarity/{name}" for name in TEXT_MODELS}
     markdown = (tmp_path / "out" / "report.md").read_text()
     assert "the positive and negative texts" in markdown
+
+
+def test_other_word_vectors_are_another_study(tmp_path, tiny, capsys):
+    vectors = tmp_path / "vectors.txt"
+    vectors.write_text("good 0.1 0.2 0.3\n")
+    arguments = ["study", "text", "--quick", "--budget", "1", "--out", str(tmp_path / "out")]
+    assert command.main(arguments) == 0
+    assert command.main([*arguments, "--embeddings", str(vectors)]) == 2
+    assert "embeddings None, now" in capsys.readouterr().err
+    assert command.main([*arguments, "--embeddings", str(vectors), "--overwrite"]) == 0

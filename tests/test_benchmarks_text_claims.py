@@ -8,7 +8,7 @@ import pytest
 import studies
 
 from benchmarks import plots, zoo
-from benchmarks.record import Row, measured
+from benchmarks.record import Row, measured, remark
 from benchmarks.studies import base, claims, reasons, text, text_claims, text_report
 
 CONFIRMED, REFUTED, DEPENDS, UNDECIDED = base.CONFIRMED, base.REFUTED, base.DEPENDS, base.UNDECIDED
@@ -330,6 +330,17 @@ def test_claim_12(width, products, parameters, filters, verdict):
     ):
         rows.append(Row("text", f"phrases/{case}", metric, "", float(value), I=width))
     assert _verdict(rows, "12.").verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [(6400, "the built-in grammar (6,400 of 8,000 examples to train on)"), (8000, "the built-in grammar:")],
+)
+def test_a_figure_says_what_time_forbade(count, told):
+    note = f"Trained on {count} of 8000 examples, validated on 9 of 9, tested on 9 of 9."
+    rows = [*_model("grammar/CNN2", "conv", 1.0, 0.6), remark("text", "note", note, "grammar")]
+    captions = [block.caption for block in text_report.section(rows).blocks if isinstance(block, base.Figure)]
+    assert told in captions[0]
 
 
 def test_figures_come_out_of_rows(tmp_path):

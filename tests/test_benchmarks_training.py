@@ -17,7 +17,7 @@ import torch
 from benchmarks import __main__ as command
 from benchmarks import data, models, parallel, training
 from benchmarks.progress import Progress
-from benchmarks.record import Recorder, RecordError, Row
+from benchmarks.record import Recorder, RecordError, Row, read_rows
 from benchmarks.resume import Saved
 from benchmarks.studies.base import Budget, Context
 from benchmarks.studies.contest import Job, Plan, Task, train
@@ -310,6 +310,9 @@ def test_the_study_runs_under_torchrun(tmp_path):
     study = ["-m", "benchmarks", "study", "text", "--quick", "--budget", "2", "--out", str(tmp_path / "out")]
     _torchrun(*study)
     assert "## Text" in (tmp_path / "out" / "report.md").read_text()
+    rows = read_rows(tmp_path / "out" / "rows.csv")
+    _torchrun(*study)
+    assert read_rows(tmp_path / "out" / "rows.csv") == rows, "what is finished is not trained again"
     assert "torchrun trains the study text alone" in _torchrun(*study[:3], "cells", check=False).stderr
 
 

@@ -96,7 +96,7 @@ def _run(ctx: Context) -> None:
 
 
 def parts(found: data.Corpus, effort: str) -> list[Part]:
-    """What is trained on a corpus: the first of a budget goes to what can be taken up where it ended."""
+    """What is trained on a corpus, each part by its share of what those before have left of the budget."""
     if effort != "full":
         return [Part(found.name, found, tuple(TEXT_MODELS))]
     twice = []

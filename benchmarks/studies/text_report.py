@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,7 @@ def section(rows: Sequence[Row]) -> Section:
     ]
     for corpus, name in NAMES.items():
         part = [row for row in own_rows if row.case.partition("/")[0] == corpus]
+        name += _share(part)
         if select(part, metric="epoch_time"):
             base = [row for row in part if row.case.partition("/")[2] in TEXT_MODELS]
             blocks += [Text(f"**On {name}.**"), *figures(f"text-{corpus}", name, base), *_losses(corpus, base)]
@@ -49,6 +51,15 @@ def section(rows: Sequence[Row]) -> Section:
         "Which trains faster, and which ends more accurate?",
         [*blocks, *_sweep(own_rows), *_reasons(own_rows), *remarks(rows, "text")],
     )
+
+
+def _share(rows: Sequence[Row]) -> str:
+    """What a caption has to say where time forbade to train on everything."""
+    told = (re.match(r"Trained on (\d+) of (\d+) examples", row.note) for row in select(rows, metric="note"))
+    for found in filter(None, told):
+        if found[1] != found[2]:
+            return f" ({int(found[1]):,} of {int(found[2]):,} examples to train on)"
+    return ""
 
 
 def figures(prefix: str, name: str, rows: Sequence[Row]) -> list[Figure]:
