@@ -89,9 +89,9 @@ inline Sizes check_scan(const Tensor& gates_x, const OptionalTensor& h0, const O
   STD_TORCH_CHECK(cell == kLstm || !c0, "fusedrnn: c0 is for the LSTM only");
   return {T, B, S, H, G, kKeptOf[cell]};
 }
-// What the schema of `scan` holds for later.
+// What the schemas hold for who implements it.
 inline void check_reserved(const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& offsets,
-                           const OptionalTensor& mask_key, const std::vector<double>& rates) {
+                           const OptionalTensor& mask_key = {}, const std::vector<double>& rates = {}) {
   const auto refuse = [](const char* name, bool given) {
     STD_TORCH_CHECK(!given, "fusedrnn: scan: ", name,
                     " is reserved and not taken by the kernels yet; pass None (an empty list for rates)");
@@ -101,6 +101,27 @@ inline void check_reserved(const OptionalTensor& reset_h, const OptionalTensor& 
   refuse("offsets", offsets.has_value());
   refuse("mask_key", mask_key.has_value());
   refuse("rates", !rates.empty());
+}
+// mask_key [2], on the CPU, and rates.
+inline Noise check_noise(const OptionalTensor& mask_key, const std::vector<double>& rates, int64_t cell) {
+  Noise noise{};
+  if (rates.empty()) return noise;
+  STD_TORCH_CHECK(rates.size() == 3,
+                  "fusedrnn: rates: expected those of zoneout of h, zoneout of c and recurrent dropout, or none, got ",
+                  rates.size());
+  for (const double rate : rates)
+    STD_TORCH_CHECK(rate >= 0 && rate <= 1, "fusedrnn: rates: expected probabilities, got ", rate);
+  STD_TORCH_CHECK(cell == kLstm || rates[1] == 0, "fusedrnn: rates: only the LSTM has a c, and zoneout of it");
+  STD_TORCH_CHECK(mask_key || rates[2] == 0,
+                  "fusedrnn: rates: recurrent dropout is drawn by a mask_key: expected one, or a rate of 0");
+  noise.zoneout_h = rates[0], noise.zoneout_c = rates[1], noise.dropout = rates[2];
+  if (mask_key) {
+    check_shape("mask_key", *mask_key, {2});
+    STD_TORCH_CHECK(mask_key->scalar_type() == ScalarType::Long, "fusedrnn: mask_key: expected int64");
+    noise.drawn = true;
+    for (int i = 0; i < 2; i++) noise.key[i] = uint32_t(data<const int64_t>(*mask_key)[i * mask_key->stride(0)]);
+  }
+  return noise;
 }
 // The arguments of the op `scan_backward`.
 inline Sizes check_scan_backward(const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dgates,

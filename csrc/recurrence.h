@@ -14,7 +14,8 @@ constexpr int kGatesOf[] = {3, 4, 1, 1}, kKeptOf[] = {4, 4, 0, 0};  // by CellKi
 struct Problem {
   int cell, directions;
   int64_t T, B, S, H;
-  int64_t I;  // width of x where the kernel projects it itself, 0 where the projection is given
+  int64_t I;             // width of x where the kernel projects it itself, 0 where the projection is given
+  bool dropout = false;  // whether W_hh sees less than the state (Noise)
 };
 
 // Which steps of which rows are real, and where a row starts anew. Either pointer may be null.
@@ -27,6 +28,15 @@ struct Rows {
   bool masked() const { return lengths || reset; }
   bool real(int64_t t, int64_t b, int64_t s) const { return !lengths || t < lengths[s * length_s + b * length_b]; }
   bool cut(int64_t t, int64_t b, int64_t s) const { return reset && reset[t * reset_t + b * reset_b + s * reset_s]; }
+};
+
+// Zoneout and recurrent dropout: fusedrnn/reference.py says what they are, fusedrnn/philox.py what is drawn.
+struct Noise {
+  double zoneout_h, zoneout_c, dropout;  // probabilities
+  bool drawn;                            // by the key; else zoneout mixes the two states
+  uint32_t key[2];
+
+  bool any() const { return zoneout_h > 0 || zoneout_c > 0 || dropout > 0; }
 };
 
 template <class T>

@@ -2,6 +2,8 @@
 //   save: return the gates that backward reads. x, weight_ih, bias_ih: what backward may rebuild them from instead.
 //   route: how CUDA runs it, a regime (0 as planned, 1 step, 2 cta, 3 cluster, 4 grid) plus 8 if float32 may be
 //     multiplied as TF32; 0 on the CPU.
+//   rates: probabilities of zoneout of h, zoneout of c and recurrent dropout, or none; mask_key: int64 [2], what the masks
+//     are drawn by (fusedrnn/philox.py), without it zoneout's expectation.
 //   offsets: CUDA only. int64 [T]: sequences are [N, 1, S, ...], step t's rows from row offsets[t] on; lengths [S, B] say
 //     how many they are. The values are trusted.
 #pragma once
@@ -15,5 +17,6 @@ constexpr char kScanSchema[] =
 constexpr char kScanBackwardSchema[] =
     "scan_backward(Tensor? dy, Tensor? dhn, Tensor? dgates, Tensor? dcs, Tensor? dcn, Tensor gates, Tensor y, "
     "Tensor? h0, Tensor? cs, Tensor? c0, Tensor weight_hh, Tensor? lengths, Tensor? reset, int cell, int directions, "
-    "int route=0, Tensor? offsets=None) -> (Tensor dgates_x, Tensor dh0, Tensor dc0, Tensor dq)";
+    "int route=0, Tensor? offsets=None, Tensor? mask_key=None, float[] rates=[])"
+    " -> (Tensor dgates_x, Tensor dh0, Tensor dc0, Tensor dq)";
 }  // namespace fusedrnn

@@ -18,14 +18,16 @@ from .spec import CELLS
 States = tuple[Tensor, ...]
 TENSORS = 13  # of scan_backward's arguments: gradients, what forward kept, weight_hh, masks
 ROUTE = TENSORS + 2
+RATES = ROUTE + 3
 
 
 def adjoint(*args: Any) -> States:
     """The op `scan_backward`, or what stands for it where the op does not reach."""
     out: States
-    if modes.forward_mode():
+    transformed = modes.transformed()
+    if modes.forward_mode() or (transformed and args[RATES]):
         return _reference(*args)
-    if modes.transformed():
+    if transformed:
         out = ScanBackward.apply(*args)  # type: ignore[no-untyped-call]
     elif torch.compiler.is_compiling() or torch.is_grad_enabled():
         out = ops.scan_backward_for(args[ROUTE])(*args)
@@ -36,25 +38,27 @@ def adjoint(*args: Any) -> States:
 
 
 def _reference(*args: Any) -> States:
-    *tensors, cell, directions, _ = args
+    *tensors, cell, directions, _route, _offsets, mask_key, rates = args
     run: Any = reference.scan_backward
-    out: States = run(*tensors, CELLS[cell], directions)
+    out: States = run(*tensors, CELLS[cell], directions, mask_key, rates)
     return out
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: States) -> None:
     ctx.cell, ctx.directions = inputs[TENSORS : TENSORS + 2]
     ctx.others = len(inputs) - TENSORS
-    ctx.save_for_backward(*inputs[:TENSORS])
+    mask_key, ctx.rates = inputs[RATES - 1 : RATES + 1]
+    ctx.save_for_backward(*inputs[:TENSORS], mask_key)
 
 
 def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    tensors, need = ctx.saved_tensors, ctx.needs_input_grad
+    (*tensors, mask_key), need = ctx.saved_tensors, ctx.needs_input_grad
     wanted = [i for i, t in enumerate(tensors) if t is not None and need[i]]
 
     def run(*picked: Tensor) -> States:
         given = dict(zip(wanted, picked, strict=True))
-        return _reference(*(given.get(i, t) for i, t in enumerate(tensors)), ctx.cell, ctx.directions, 0)
+        rest = (ctx.cell, ctx.directions, 0, None, mask_key, ctx.rates)
+        return _reference(*(given.get(i, t) for i, t in enumerate(tensors)), *rest)
 
     y = tensors[6]
     with modes.without_autocast(y):

@@ -2,16 +2,19 @@
 
     caller                                  route
     forward-mode differentiation            reference loop: plain PyTorch ops have every derivative
+    torch.func, with masks of units         reference loop: members that share a key shall draw the same
     torch.func, eager or compiled           Scan: a Function with setup_context and vmap, opaque to dynamo
     torch.compile, torch.export             the op `scan`, its formula and batching rule registered by torch.library
-    eager on the CPU, a gradient is wanted  LayerEager over the op `layer`; with recompute, ScanEager
-    eager on the CPU, no gradient           the op `layer` below autograd; with recompute, the op `scan`
+    eager on the CPU, a gradient is wanted  LayerEager over the op `layer`; with recompute or rates, ScanEager
+    eager on the CPU, no gradient           the op `layer` below autograd; with recompute or rates, the op `scan`
 
 `gates` is a differentiable output of `scan` although no caller reads it, and the adjoint is an op with a formula of its
 own. First derivatives leave the gradient of `gates` None and cost nothing. A second derivative differentiates the
 adjoint with respect to what forward kept (gates, y, cs) and sends that through the same fused backward, so nothing is
 kept for a second derivative that may never be asked for. `layer` keeps its gates in an order of its own: its second
 derivative rebuilds them from x and y, and goes on by the same formula.
+
+Over 400 lines: two doors, and one formula behind both.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import batching, ops, products, reference, units
+from . import batching, ops, philox, products, reference, units
 from . import triton_ops as _triton_ops  # noqa: F401  registers what the Triton ops run
 from .adjoint import adjoint
 from .modes import forward_mode, maps_gradients, opaque, traced, transformed, without_autocast
@@ -35,7 +38,7 @@ Gradients = tuple[MaybeTensor, ...]
 Source = tuple[MaybeTensor, MaybeTensor, MaybeTensor]
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
-_RESERVED: tuple[Any, ...] = (None, None, None, None, ())  # reset_h, reset_c, offsets, mask_key, rates
+_RESERVED: tuple[Any, ...] = (None, None, None)  # reset_h, reset_c, offsets
 
 
 def layer(
@@ -51,6 +54,8 @@ def layer(
     recompute: bool = False,
     states: bool = False,
     route: int | None = None,
+    mask_key: Tensor | None = None,
+    rates: Sequence[float] = (),
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """One layer, projections included.
 
@@ -66,12 +71,14 @@ def layer(
         recompute: keep states only for backward, and rebuild the gates there.
         states: return the LSTM's cs in any case.
         route: which kernel on a GPU shall run it and how, of `backends.route`; None for the CPU's.
+        mask_key: int64 [2], what zoneout and recurrent dropout are drawn by; None for zoneout's expectation.
+        rates: of zoneout of h, zoneout of c, recurrent dropout; () for none.
 
     Returns:
         y [T,B,D*H], hn [D,B,H], cs [T,B,D*H] ([0] if nobody wants it), cn [D,B,H]; the last two None but for the LSTM.
     """
-    if route is not None or recompute or not x.is_cpu or traced() or ops.missing is not None:
-        return _projected(x, h0, c0, weights, lengths, reset, spec, directions, recompute, route)
+    if route is not None or recompute or rates or not x.is_cpu or traced() or ops.missing is not None:
+        return _projected(x, h0, c0, weights, lengths, reset, spec, directions, recompute, route, mask_key, rates)
     bias = len(weights) == 4 * directions
     if torch.is_grad_enabled() and any_requires_grad(x, h0, c0, *weights):
         out: Any = LayerEager.apply(x, h0, c0, lengths, reset, spec, bias, *weights)  # type: ignore[no-untyped-call]
@@ -93,6 +100,8 @@ def _projected(
     directions: int,
     recompute: bool,
     route: int | None,
+    mask_key: Tensor | None,
+    rates: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """`layer` as a projection by torch and `scan`."""
     H = weights[1].shape[-1]
@@ -103,7 +112,10 @@ def _projected(
     w_ih, w_hh, b_ih, b_hh = stacked(weights, directions)
     gates_x = _apart(products.linear(x, w_ih, b_ih, route), directions)
     masks = _per_stream(lengths, reset, directions)
-    y, hn, _, cs, cn = scan(gates_x, h0, c0, w_hh, b_hh, *masks, spec, directions, (x, w_ih, b_ih), recompute, route)
+    source = (x, w_ih, b_ih)
+    y, hn, _, cs, cn = scan(
+        gates_x, h0, c0, w_hh, b_hh, *masks, spec, directions, source, recompute, route, mask_key, rates
+    )
     if odd:
         y, hn, cs, cn = (t if t.dim() == 1 else t[..., :H].contiguous() for t in (y, hn, cs, cn))
     return (y.flatten(2), hn, cs.flatten(2), cn) if spec is LSTM else (y.flatten(2), hn, None, None)
@@ -122,6 +134,8 @@ def scan(
     source: Source = (None, None, None),
     recompute: bool = False,
     route: int = 0,
+    mask_key: Tensor | None = None,
+    rates: Sequence[float] = (),
 ) -> States:
     """The time loop. Shapes and results are those of `reference.scan`, but `gates` may come back empty.
 
@@ -138,14 +152,16 @@ def scan(
         source: (x, w_ih, b_ih) with gates_x = linear(x, w_ih, b_ih): what backward rebuilds the gates from.
         recompute: keep states only for backward, and rebuild the gates from `source`.
         route: which kernel on a GPU shall run it and how, of `backends.route`; 0 for the CPU's.
+        mask_key: as in `layer`, like `rates`.
+        rates: see above.
     """
     args = (gates_x, h0, c0, weight_hh, bias_hh, lengths, reset)
-    if forward_mode():
-        return reference.scan(*args, spec, directions)
+    if forward_mode() or (rates and transformed()):
+        return reference.scan(*args, spec, directions, mask_key, rates)
     # an exported program should be trainable, yet compute no gates where it only infers: it always rebuilds them
     recompute = recompute or torch.compiler.is_exporting()
     kept = source if recompute else (None, None, None)
-    call = (*args, *_RESERVED, spec.code, directions)
+    call = (*args, *_RESERVED, mask_key, rates, spec.code, directions)
     out: States
     if transformed():
         out = Scan.apply(*call, torch.is_grad_enabled() and not recompute, *kept, route)  # type: ignore[no-untyped-call]
@@ -200,16 +216,17 @@ def _rows(t: Tensor) -> Tensor:
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: States) -> None:
     _, h0, c0, weight_hh, bias_hh, lengths, reset = inputs[:7]
+    mask_key, ctx.rates = inputs[10:12]
     ctx.cell, ctx.directions, ctx.save, *source, ctx.route = inputs[12:]
     y, _, gates, cs, _ = output
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(h0, c0, weight_hh, bias_hh, lengths, reset, *source, y, gates, cs)
+    ctx.save_for_backward(h0, c0, weight_hh, bias_hh, lengths, reset, mask_key, *source, y, gates, cs)
 
 
 def _backward(
     ctx: Any, dy: MaybeTensor, dhn: MaybeTensor, dgates: MaybeTensor, dcs: MaybeTensor, dcn: MaybeTensor
 ) -> Gradients:
-    h0, c0, weight_hh, bias_hh, lengths, reset, *source, y, gates, cs = ctx.saved_tensors
+    h0, c0, weight_hh, bias_hh, lengths, reset, mask_key, *source, y, gates, cs = ctx.saved_tensors
     spec, need = CELLS[ctx.cell], ctx.needs_input_grad
     rebuild = bool(spec.kept) and not ctx.save
     if rebuild and source[0] is None:
@@ -225,6 +242,8 @@ def _backward(
             ctx.directions,
             need[3:5],
             ctx.route,
+            mask_key,
+            ctx.rates,
         )
     return *grads, *[None] * 14
 
@@ -239,6 +258,8 @@ def _gradients(
     directions: int,
     wanted: Sequence[bool],
     route: int = 0,
+    mask_key: Tensor | None = None,
+    rates: Sequence[float] = (),
 ) -> Gradients:
     """The formula, of torch ops and the adjoint op, all of them differentiable.
 
@@ -251,7 +272,9 @@ def _gradients(
         spec: the cell.
         directions: 1 or 2.
         wanted: whether the gradients of weight_hh and of bias_hh are.
-        route: as in `scan`.
+        route: as in `scan`, like those below.
+        mask_key: see above.
+        rates: see above.
 
     Returns:
         Gradients of gates_x, h0, c0, weight_hh, bias_hh.
@@ -260,7 +283,11 @@ def _gradients(
     y, h0, cs, c0, weight_hh, lengths, reset = saved
     rows: Any = None
     if wanted[0] or gates is None:
-        rows = _rows(reference.previous(y, h0, lengths, reset, directions)).transpose(0, 1)
+        seen = reference.previous(y, h0, lengths, reset, directions)
+        if rates and rates[2]:
+            _, B, S, H = y.shape
+            seen = seen * philox.dropout_mask(rates[2], mask_key, S, B, y, H).transpose(0, 1)  # type: ignore[arg-type]
+        rows = _rows(seen).transpose(0, 1)
     if gates is None:
         x, weight_ih, bias_ih = source
         gates_x = _apart(products.linear(x, weight_ih, bias_ih, route), weight_hh.shape[0])
@@ -269,9 +296,9 @@ def _gradients(
     # absent outputs come as [0], and so may their gradients
     dgates = dgates if spec.kept else None
     dcs, dcn, cs = (dcs, dcn, cs) if spec is LSTM else (None, None, None)
-    dgates_x, dh0, dc0, dq = adjoint(
-        dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, weight_hh, lengths, reset, spec.code, directions, route
-    )
+    kept = gates, y, h0, cs, c0, weight_hh, lengths, reset
+    how = spec.code, directions, route, None, mask_key, rates
+    dgates_x, dh0, dc0, dq = adjoint(dy, dhn, dgates, dcs, dcn, *kept, *how)
     # of W_hh h + b_hh; the GRU's n has its own, q. In parts, not joined: that would copy them all
     parts = (dgates_x[..., : 2 * y.shape[-1]], dq) if spec is GRU else (dgates_x,)
     dweight_hh = (

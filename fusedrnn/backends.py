@@ -16,7 +16,7 @@ import torch
 
 from . import gpu_plan, measured, modes, ops, products, triton_plan
 from .errors import BackendUnavailable, UnsupportedProblem
-from .spec import LSTM, Problem
+from .spec import LSTM, NOISE, Problem
 from .triton_kernels import config
 
 AUTO = "auto"
@@ -50,6 +50,11 @@ class Backend:
     unavailable: Callable[[], Reason] = _always
 
 
+def _no_noise(p: Problem) -> Reason:
+    asked = [name for name in NOISE if getattr(p, name)]
+    return f"its kernels have no {', '.join(asked)}" if asked else None
+
+
 def _cpu_why_not(p: Problem) -> Reason:
     if ops.missing is not None:
         return ops.missing
@@ -57,6 +62,8 @@ def _cpu_why_not(p: Problem) -> Reason:
         return f"it runs on the CPU, the input is on {p.device}"
     if p.dtype not in (torch.float32, torch.float64, torch.bfloat16):
         return f"it computes in float32, float64 and bfloat16, not in {dtype_name(p.dtype)}"
+    if p.zoneout and not p.drawn and p.grad and not p.cell.kept:
+        return "in eval it has no gradients of an RNN with zoneout"
     return "it has no projection (proj_size)" if p.proj_size else None
 
 
@@ -85,7 +92,7 @@ def _cuda_why_not(p: Problem) -> Reason:
         return ops.cuda_missing
     if p.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         return f"it computes in float16, bfloat16, float32 and float64, not in {dtype_name(p.dtype)}"
-    return "it has no projection (proj_size)" if p.proj_size else None
+    return "it has no projection (proj_size)" if p.proj_size else _no_noise(p)
 
 
 @modes.constant
@@ -177,7 +184,7 @@ CPU_SLOWER: tuple[tuple[Callable[[Problem], bool], str], ...] = (
 
 
 def _aten_why_not(p: Problem) -> Reason:
-    asked = [name for name in ("lengths", "reset", "return_states", "recompute", "bptt") if getattr(p, name)]
+    asked = [name for name in ("lengths", "reset", "return_states", "recompute", "bptt", *NOISE) if getattr(p, name)]
     return f"torch's own op has no {', '.join(asked)}" if asked else None
 
 

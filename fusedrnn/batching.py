@@ -24,11 +24,11 @@ _WEIGHT: Axes = (None, 0)  # [S,...]
 def scan_rule(call: Callable[..., States]) -> Rule:
     """The rule of `scan`; `call` runs the op at the next level."""
     axes = (_SEQUENCE, _EDGE, _EDGE, _WEIGHT, _WEIGHT, _EDGE, _SEQUENCE)
-    folded = _rule(call, axes, (3, 4), (_SEQUENCE, _EDGE, _SEQUENCE, _SEQUENCE, _EDGE))
+    folded = _rule(call, axes, (3, 4), 11, (_SEQUENCE, _EDGE, _SEQUENCE, _SEQUENCE, _EDGE))
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[States, Dims]:
         # what an outer level's formula would rebuild the gates from is not folded along: keep the gates there
-        save, x = args[14:16]
+        save, x = (*args, None)[14:16]  # whoever calls the op by itself may leave x to its default
         return folded(info, in_dims, *args[:14], save or x is not None, None, None, None, *args[18:])
 
     return rule
@@ -38,11 +38,15 @@ def adjoint_rule(call: Callable[..., States]) -> Rule:
     """The rule of `scan_backward`; `call` runs the op at the next level."""
     upstream = (_SEQUENCE, _EDGE, _SEQUENCE, _SEQUENCE, _EDGE)
     saved = (_SEQUENCE, _SEQUENCE, _EDGE, _SEQUENCE, _EDGE, _WEIGHT, _EDGE, _SEQUENCE)
-    return _rule(call, upstream + saved, (10,), (_SEQUENCE, _EDGE, _EDGE, _SEQUENCE))
+    return _rule(call, upstream + saved, (10,), 18, (_SEQUENCE, _EDGE, _EDGE, _SEQUENCE))
 
 
-def _rule(call: Callable[..., States], axes: Sequence[Axes], weights: Sequence[int], out: Sequence[Axes]) -> Rule:
+def _rule(
+    call: Callable[..., States], axes: Sequence[Axes], weights: Sequence[int], rates: int, out: Sequence[Axes]
+) -> Rule:
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[States, Dims]:
+        if any(args[rates : rates + 1]):  # more rows would be drawn other masks: the doors take the reference's loop
+            raise NotImplementedError("vmap of the op with rates: use fusedrnn's layers, or fusedrnn.reference")
         n = info.batch_size
         streams = any(args[i] is not None and in_dims[i] is not None for i in weights)
         tensors = args[: len(axes)]

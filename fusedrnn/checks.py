@@ -5,7 +5,9 @@ A leaf. Layers check here before any backend is asked, so that a fault reads the
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,6 +128,19 @@ def masks(
             raise ValueError(f"reset: Expected size {expected}, laid out as input, got {list(reset.shape)}")
         reset = reset.unsqueeze(1) if rank == 2 else reset.t() if batch_first else reset
     return lengths, reset
+
+
+def probability(name: str, value: Any, states: int = 1) -> None:
+    """A number from 0 to 1 or, with more than one state, as many of them."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if states > 1 and isinstance(value, (tuple, list)):
+        if len(value) != states:
+            raise ValueError(f"{name} should be a number or {states} of them (for h, c), got {value!r}")
+        for each in value:
+            probability(name, each)
+    elif not number or not 0 <= value <= 1:
+        pair = ", or a pair of them (for h, c)" if states > 1 else ""
+        raise ValueError(f"{name} should be a number in range [0, 1]{pair}, got {value!r}")
 
 
 def bptt(steps: object) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from . import backends, cells, modules
-from .standin import OWN_ATTRIBUTES
+from .standin import OWN_ATTRIBUTES, regularisers
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -59,14 +59,23 @@ def revert(model: Model) -> Model:
 
     Raises:
         TypeError: model is not a module.
+        ValueError: a layer has zoneout, recurrent_dropout or weight_dropout, which torch's have not; nothing has been
+            reverted then.
     """
-    for module in _modules(model, "revert"):
-        if _change_class(module, _STOCK):
-            for name in OWN_ATTRIBUTES:
-                module.__dict__.pop(name, None)
-            if isinstance(module, nn.RNNBase):
-                module._update_flat_weights()
-                module.flatten_parameters()
+    found = [module for module in _modules(model, "revert") if _target(module, _STOCK) is not None]
+    for module in found:
+        if names := regularisers(module):
+            raise ValueError(
+                f"revert: a {type(module).__name__} has {', '.join(names)}, which torch's layers have not: what it "
+                "computes would change. Set it to 0 first"
+            )
+    for module in found:
+        _change_class(module, _STOCK)
+        for name in OWN_ATTRIBUTES:
+            module.__dict__.pop(name, None)
+        if isinstance(module, nn.RNNBase):
+            module._update_flat_weights()
+            module.flatten_parameters()
     return model
 
 
@@ -78,12 +87,15 @@ def _modules(model: nn.Module, verb: str) -> list[nn.Module]:
 
 def _change_class(module: nn.Module, table: dict[type[nn.Module], type[nn.Module]]) -> bool:
     """Replaces the class of `module`, if the table has it; below a parametrization's class, if it wears one."""
-    cls = type(module)
-    if cls in table:
-        module.__class__ = table[cls]
-    elif parametrize.is_parametrized(module) and cls.__bases__[0] in table:
-        # The class made for this one object: a property for each parametrized tensor, over the layer's own class.
-        module.__class__ = type(cls.__name__, (table[cls.__bases__[0]],), dict(cls.__dict__))
-    else:
+    target, cls = _target(module, table), type(module)
+    if target is None:
         return False
+    # Of a parametrized one: the class made for this one object, a property for each parametrized tensor.
+    module.__class__ = target if cls in table else type(cls.__name__, (target,), dict(cls.__dict__))
     return True
+
+
+def _target(module: nn.Module, table: dict[type[nn.Module], type[nn.Module]]) -> type[nn.Module] | None:
+    """The class that the table has for `module`, or for what its parametrization's class derives from."""
+    cls = type(module)
+    return table.get(cls.__bases__[0] if cls not in table and parametrize.is_parametrized(module) else cls)

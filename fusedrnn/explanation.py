@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import checks, gpu_plan, jagged, modes, triton_plan
 from .backends import AUTO, BACKENDS, dtype_name, override, pick
 from .errors import BackendUnavailable, UnsupportedProblem
-from .spec import Problem, by_mode
+from .spec import NOISE, Problem, by_mode, rates
 from .stack import compute_dtype, truncates
 
 
@@ -68,7 +68,7 @@ class Explanation:
     def __str__(self) -> str:
         p = self.problem
         sizes = [f"{name}={getattr(p, name)}" for name in ("T", "B", "I", "H", "L", "D", "proj_size")]
-        flags = ("grad", "packed", "lengths", "reset", "return_states", "recompute", "bptt", "traced")
+        flags = ("grad", "packed", "lengths", "reset", "return_states", "recompute", "bptt", *NOISE, "traced")
         asks = [name for name in flags if getattr(p, name)]
         head = " ".join([p.cell.mode, *sizes[: 7 if p.proj_size else 6], dtype_name(p.dtype), p.device, *asks])
         chosen = self.chosen or ""
@@ -137,6 +137,8 @@ def _problem(
         x = input
         steps, rows = (1, 0) if layer.batch_first else (0, 1)
         steps, rows = (x.shape[0], 1) if x.dim() == 2 else (x.shape[steps], x.shape[rows])
+    training = layer.training
+    noise = rates(cell, getattr(layer, "zoneout", 0.0), getattr(layer, "recurrent_dropout", 0.0) if training else 0.0)
     traced, tensors = modes.traced(), (x, *layer.parameters())
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     return Problem(
@@ -161,4 +163,7 @@ def _problem(
         torch.get_num_threads(),
         isinstance(input, PackedSequence),
         truncates(getattr(layer, "bptt", None), steps, grad, traced),
+        any(noise[:2]),
+        any(noise[2:]),
+        bool(noise) and training,
     )

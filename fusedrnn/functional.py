@@ -10,6 +10,7 @@ from torch import Tensor
 from . import backends, checks
 from .spec import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec
 from .stack import recurrent
+from .standin import REGULARISERS
 
 __all__ = ["gru", "lstm", "recurrent", "rnn"]
 
@@ -29,6 +30,9 @@ def gru(
     reset: Tensor | None = None,
     recompute: bool = False,
     return_states: bool = False,
+    zoneout: float = 0.0,
+    recurrent_dropout: float = 0.0,
+    weight_dropout: float = 0.0,
     bptt: int | None = None,
     backend: str = backends.AUTO,
 ) -> Any:
@@ -44,7 +48,7 @@ def gru(
         bias: whether there are biases.
         num_layers: L.
         dropout: probability with which an output of every layer but the last is zeroed.
-        training: whether that is done.
+        training: whether that is done; and so with recurrent_dropout, weight_dropout and zoneout.
         bidirectional: whether D is 2.
         batch_first: whether input, reset and output have the batch before time.
         lengths: [B] integers on any device, never read by the host: how many steps of each row are real. Outputs
@@ -54,6 +58,9 @@ def gru(
             state is zeroed and no gradient crosses, so that the result is that of the segments run one by one.
         recompute: keep states only for backward, and rebuild the gates there.
         return_states: also return every state of every step.
+        zoneout: probability with which a unit keeps its state of the step before; not in training, the mean of both.
+        recurrent_dropout: probability with which W_hh does not see a unit of the state, in a whole sequence.
+        weight_dropout: probability with which a number of W_hh is dropped, in a whole call.
         bptt: k: no gradient crosses from step k to step k-1, 2k to 2k-1, ..., in either direction; the states do.
         backend: "auto", or a name, which then takes the call or says why it cannot.
 
@@ -62,7 +69,7 @@ def gru(
         over layers of (h,), each [T,B,D,H].
 
     Raises:
-        ValueError: a dtype, a number of weights or a mask does not fit; there is no backend of that name.
+        ValueError: a dtype, a number of weights, a mask or a probability does not fit; there is no such backend.
         RuntimeError: a size or a device does not fit, or T is 0.
         UnsupportedProblem: the backend asked for cannot take this call.
         BackendUnavailable: the backend asked for does not exist on this machine.
@@ -86,6 +93,9 @@ def gru(
         reset=reset,
         recompute=recompute,
         return_states=return_states,
+        zoneout=zoneout,
+        recurrent_dropout=recurrent_dropout,
+        weight_dropout=weight_dropout,
         bptt=bptt,
         backend=backend,
     )
@@ -107,6 +117,9 @@ def lstm(
     reset: Tensor | None = None,
     recompute: bool = False,
     return_states: bool = False,
+    zoneout: float | Sequence[float] = 0.0,
+    recurrent_dropout: float = 0.0,
+    weight_dropout: float = 0.0,
     bptt: int | None = None,
     backend: str = backends.AUTO,
 ) -> Any:
@@ -118,6 +131,7 @@ def lstm(
         hx: (h_0 [L*D,B,H], c_0 [L*D,B,H]).
         weights: 4*H rows in the order i, f, g, o; with `proj_size`, also weight_hr [P,H], last of each direction.
         proj_size: P: h' = W_hr (o tanh(c')), so that h_0, h_n and the outputs have P numbers where they had H.
+        zoneout: one probability for h and c, or a pair.
 
     Returns:
         (output, (h_n, c_n)), with `return_states` (output, (h_n, c_n), states), states a list over layers of (h, c).
@@ -140,6 +154,9 @@ def lstm(
         reset=reset,
         recompute=recompute,
         return_states=return_states,
+        zoneout=zoneout,
+        recurrent_dropout=recurrent_dropout,
+        weight_dropout=weight_dropout,
         bptt=bptt,
         backend=backend,
     )
@@ -161,6 +178,9 @@ def rnn(
     reset: Tensor | None = None,
     recompute: bool = False,
     return_states: bool = False,
+    zoneout: float = 0.0,
+    recurrent_dropout: float = 0.0,
+    weight_dropout: float = 0.0,
     bptt: int | None = None,
     backend: str = backends.AUTO,
 ) -> Any:
@@ -186,6 +206,9 @@ def rnn(
         reset=reset,
         recompute=recompute,
         return_states=return_states,
+        zoneout=zoneout,
+        recurrent_dropout=recurrent_dropout,
+        weight_dropout=weight_dropout,
         bptt=bptt,
         backend=backend,
     )
@@ -217,6 +240,8 @@ def _public(
     sizes = [(*edge, proj_size or hidden_size), (*edge, hidden_size)][: len(spec.states)]
     checks.contents(name, input, weights[0].shape[1], hx or (), sizes[: len(hx or ())], weights[0])
     checks.masks(lengths, reset, *input.shape[:2])
+    for which in REGULARISERS:
+        checks.probability(which, options[which], len(spec.states) if which == "zoneout" else 1)
     checks.bptt(options["bptt"])
     if input.shape[0] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")

@@ -2,10 +2,13 @@
 
 They derive from nn.RNNBase, not from nn.GRU, nn.LSTM and nn.RNN: dynamo refuses to trace any instance of those three.
 Base methods are called by name where `super()` would reach nn.LSTM's, in `class Mine(fusedrnn.LSTM, nn.LSTM)`.
+
+Over 400 lines: three layers with their signatures in full, which editors and type checkers read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -15,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import checks, functional, jagged, onnx, packed
 from .errors import UnsupportedProblem
 from .spec import by_mode
-from .standin import StandIn, onnx_exports, torchscript_traces
+from .standin import REGULARISERS, StandIn, onnx_exports, regularisers, torchscript_traces
 
 
 class States(NamedTuple):
@@ -35,6 +38,10 @@ class _Layer(StandIn, nn.RNNBase):
     """All that the three layers share: everything but the cell."""
 
     recompute: bool
+    # of the class, for layers that `convert` took over
+    zoneout: float | Sequence[float] = 0.0
+    recurrent_dropout: float = 0.0
+    weight_dropout: float = 0.0
     bptt: int | None = None
     _pack: Any = None  # what `frozen` keeps for this layer
 
@@ -44,6 +51,9 @@ class _Layer(StandIn, nn.RNNBase):
         *args: Any,
         backend: str = "auto",
         recompute: bool = False,
+        zoneout: float | Sequence[float] = 0.0,
+        recurrent_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
         bptt: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -51,6 +61,29 @@ class _Layer(StandIn, nn.RNNBase):
         self.backend = backend
         self.recompute = recompute
         self.bptt = bptt
+        self.zoneout = zoneout
+        self.recurrent_dropout = recurrent_dropout
+        self.weight_dropout = weight_dropout
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in REGULARISERS:
+            checks.probability(name, value, 2 if name == "zoneout" and self.mode == "LSTM" else 1)
+        super().__setattr__(name, value)
+
+    def extra_repr(self) -> str:
+        """What torch's layers say, and what they have not."""
+        own = (f", {name}={getattr(self, name)}" for name in regularisers(self))
+        return nn.RNNBase.extra_repr(self) + "".join(own)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script compiles in our place."""
+        self._refuse_torchscript()
+        return super().__prepare_scriptable__()
+
+    def _refuse_torchscript(self) -> None:
+        names = [name for name in regularisers(self) if self.training or name == "zoneout"]
+        if names:
+            raise UnsupportedProblem(f"{', '.join(names)} has no TorchScript form; use torch.export")
 
     def flatten_parameters(self) -> None:
         """Does nothing and need not be called: weights are read where they lie, there is no flat buffer."""
@@ -94,6 +127,7 @@ class _Layer(StandIn, nn.RNNBase):
         if torchscript_traces():
             if lengths is not None or reset is not None or return_states:
                 raise UnsupportedProblem("lengths, reset and return_states have no TorchScript form; use torch.export")
+            self._refuse_torchscript()
             return self._stock.forward(self, input, hx)
         if isinstance(input, PackedSequence):
             if lengths is not None or reset is not None:
@@ -188,6 +222,9 @@ class _Layer(StandIn, nn.RNNBase):
             "bidirectional": self.bidirectional,
             "proj_size": self.proj_size,
             "recompute": self.recompute,
+            "zoneout": self.zoneout,
+            "recurrent_dropout": self.recurrent_dropout,
+            "weight_dropout": self.weight_dropout,
             "bptt": self.bptt,
             "backend": self.backend,
         }
@@ -227,6 +264,13 @@ class GRU(_Layer):
             called "cudnn" on a GPU) or "reference". `layer.backend = ...` changes it, `use_backend` overrides it,
             `explain` tells what it comes to.
         recompute: keep only the states for backward and rebuild the gates there: less memory, one more GEMM.
+        zoneout: probability with which a unit keeps its state of the step before, at each step anew; in eval the mean,
+            zoneout * old + (1 - zoneout) * new (Krueger et al. 2016, arXiv:1606.01305).
+        recurrent_dropout: probability, in training, with which W_hh does not see a unit of the state, in a whole
+            sequence; what it sees is scaled by 1 / (1 - p). All gates share the mask, and what reaches the next state
+            past the product, z_t ∘ h_{t-1}, has none (Gal and Ghahramani 2016, arXiv:1512.05287).
+        weight_dropout: probability, in training, with which a number of W_hh is dropped in a whole call, as by
+            F.dropout (DropConnect, as Merity et al. 2017, arXiv:1708.02182). docs/maths.md has all three.
         bptt: k, to truncate backpropagation through time: no gradient crosses from step k to step k-1, 2k to 2k-1, ...;
             the states do, so outputs stay what they are. Equals segments of k steps with detached states between them;
             likewise in the reverse direction, which hands its states over at the same steps. None: gradients through
@@ -239,7 +283,7 @@ class GRU(_Layer):
         All from U(-1/sqrt(H), 1/sqrt(H)).
 
     Raises:
-        TypeError, ValueError: as torch.nn.GRU; also ValueError for an unknown backend.
+        TypeError, ValueError: as torch.nn.GRU; also ValueError for an unknown backend or for no probability.
 
     Source: Cho et al. 2014, arXiv:1406.1078v1, with the reset gate after the product, as cuDNN and torch have it.
     """
@@ -261,6 +305,9 @@ class GRU(_Layer):
         *,
         backend: str = "auto",
         recompute: bool = False,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
         bptt: int | None = None,
     ) -> None: ...
 
@@ -283,6 +330,7 @@ class LSTM(_Layer):
 
     Args, numerics and errors as `GRU`, and:
         proj_size: P, features of h where it is projected; 0 for no projection. c keeps H features.
+        zoneout: one probability for h and c, or a pair; h_t is that of the c_t before zoneout, as published.
 
     Attributes: as `GRU` with 4*H rows in the order i, f, g, o and P columns of W_hh where h is projected, and
         weight_hr_l{k}, ...: [P, H], with `proj_size`.
@@ -313,6 +361,9 @@ class LSTM(_Layer):
         *,
         backend: str = "auto",
         recompute: bool = False,
+        zoneout: float | Sequence[float] = 0.0,
+        recurrent_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
         bptt: int | None = None,
     ) -> None: ...
 
@@ -355,6 +406,9 @@ class RNN(_Layer):
         *,
         backend: str = "auto",
         recompute: bool = False,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
         bptt: int | None = None,
     ) -> None: ...
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import UnsupportedProblem
-from .spec import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec
+from .spec import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec, rates
 
 _VERSION = 14
 
@@ -35,14 +35,20 @@ def recurrent(
     lengths: Tensor | None,
     reset: Tensor | None,
     return_states: bool,
+    zoneout: float | Sequence[float] = 0.0,
     **rest: Any,
 ) -> tuple[Tensor, tuple[Tensor, ...], list[tuple[Tensor, ...]]]:
-    """As `functional.recurrent`, into the graph being exported: one node a layer, dropout (a training matter) left out.
+    """As `functional.recurrent`, into the graph being exported: one node a layer, dropouts (of training) left out.
 
     Raises:
-        UnsupportedProblem: reset, proj_size or return_states, which ONNX's operators have not.
+        UnsupportedProblem: reset, proj_size, return_states or zoneout, which ONNX's operators have not.
     """
-    for wanted, what in ((reset is not None, "reset"), (proj_size, "proj_size"), (return_states, "return_states")):
+    for wanted, what in (
+        (reset is not None, "reset"),
+        (proj_size, "proj_size"),
+        (return_states, "return_states"),
+        (rates(spec, zoneout), "zoneout"),
+    ):
         if wanted:
             raise UnsupportedProblem(
                 f"ONNX has no recurrent operator with {what}: export without it, or by torch.export"

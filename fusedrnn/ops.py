@@ -7,6 +7,7 @@ The Triton kernels stand behind two ops of their own, `triton_scan` and `triton_
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ SCHEMAS = (
     " -> (Tensor y, Tensor hn, Tensor gates, Tensor cs, Tensor cn)",
     "scan_backward(Tensor? dy, Tensor? dhn, Tensor? dgates, Tensor? dcs, Tensor? dcn, Tensor gates, Tensor y,"
     " Tensor? h0, Tensor? cs, Tensor? c0, Tensor weight_hh, Tensor? lengths, Tensor? reset, int cell, int directions,"
-    " int route=0, Tensor? offsets=None)"
+    " int route=0, Tensor? offsets=None, Tensor? mask_key=None, float[] rates=[])"
     " -> (Tensor dgates_x, Tensor dh0, Tensor dc0, Tensor dq)",
     "layer(Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? lengths, Tensor? reset, int cell, bool bias,"
     " bool save, bool states) -> (Tensor y, Tensor hn, Tensor cs, Tensor cn, Tensor kept)",
@@ -89,7 +90,7 @@ def _scan_fake(
     reset_c: Tensor | None,
     offsets: Tensor | None,
     mask_key: Tensor | None,
-    rates: list[float],
+    rates: Sequence[float],
     cell: int,
     directions: int,
     save: bool,
@@ -130,6 +131,8 @@ def _scan_backward_fake(
     directions: int,
     route: int = 0,
     offsets: Tensor | None = None,
+    mask_key: Tensor | None = None,
+    rates: Sequence[float] = (),
 ) -> tuple[Tensor, ...]:
     T, B, S, H = y.shape
     spec = CELLS[cell]

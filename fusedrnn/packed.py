@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import _VF, Tensor
@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from . import autograd, backends, cudnn, functional, modes, packed_scan
 from .spec import LSTM, CellSpec, Problem
-from .stack import compute_dtype, projected_low, truncates
+from .spec import rates as noise_rates
+from .stack import compute_dtype, projected_low, truncates, with_weight_dropout
 
 States = tuple[Tensor, ...]
 
@@ -32,6 +33,9 @@ def recurrent(
     proj_size: int,
     recompute: bool,
     return_states: bool,
+    zoneout: float | Sequence[float],
+    recurrent_dropout: float,
+    weight_dropout: float,
     bptt: int | None,
     backend: str,
 ) -> tuple[Tensor, States, list[States]]:
@@ -47,6 +51,9 @@ def recurrent(
     """
     T, B, D = len(batch_sizes), int(batch_sizes[0]), 2 if bidirectional else 1
     active = dropout if training and num_layers > 1 else 0.0
+    if weight_dropout and training:
+        weights = with_weight_dropout(weights, num_layers * D, weight_dropout)
+    rates = noise_rates(spec, zoneout, recurrent_dropout if training else 0.0)
     grad, traced = torch.is_grad_enabled() and autograd.any_requires_grad(data, *weights), modes.traced()
     problem = Problem(
         spec,
@@ -69,13 +76,17 @@ def recurrent(
         threads=torch.get_num_threads(),
         packed=True,
         bptt=truncates(bptt, T, grad, traced),
+        zoneout=any(rates[:2]),
+        recurrent_dropout=any(rates[2:]),
+        drawn=bool(rates) and training,
     )
     chosen = backends.choose(backend, problem)
     low = modes.autocast_dtype(data)
     data, *rest = (t.to(problem.dtype) for t in (data, *(hx or ()), *weights))
     hx, weights = rest[: len(hx or ())], rest[len(hx or ()) :]
     with modes.without_autocast(data):
-        y, last, states = _run(problem, chosen, data, batch_sizes, hx, weights, bptt, training)
+        noise = {"zoneout": zoneout, "recurrent_dropout": recurrent_dropout}
+        y, last, states = _run(problem, chosen, data, batch_sizes, hx, weights, bptt, training, noise)
     if low is not None and proj_size and data.is_cpu and data.dtype != torch.float64:
         y, last = projected_low(y, last, low)
     return y, last, states
@@ -90,6 +101,7 @@ def _run(
     weights: Sequence[Tensor],
     bptt: int | None,
     training: bool,
+    noise: dict[str, Any],
 ) -> tuple[Tensor, States, list[States]]:
     recompute, return_states, active = problem.recompute, problem.return_states, problem.dropout
     T, B, D, num_layers = problem.T, problem.B, problem.D, problem.L
@@ -100,7 +112,7 @@ def _run(
 
     rows_alive = torch.arange(B) < batch_sizes.unsqueeze(1)  # [T, B]
     grid = Grid(T, B, rows_alive.flatten().nonzero().squeeze(1).to(data.device))
-    run = partial(
+    run: Any = partial(
         functional.recurrent,
         problem.cell,
         bias=problem.bias,
@@ -109,8 +121,10 @@ def _run(
         lengths=rows_alive.sum(0),
         recompute=recompute,
         return_states=return_states,
+        training=training,
         bptt=bptt,
         backend=chosen,
+        **noise,
     )
     if not active:
         y, last, states = run(grid.pad(data), hx, weights, num_layers=num_layers)

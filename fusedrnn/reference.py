@@ -12,6 +12,13 @@ the one after its last step (the initial one if there is none), and a reverse st
 at t separates step t-1 from step t in both directions: what would be carried over is zero, so that the result is that
 of the segments run one by one. In a forward stream a reset at t = 0 drops the initial state; a reset at a step beyond
 the row's length does nothing.
+
+Noise: `rates` are the probabilities of zoneout of h, zoneout of c, and recurrent dropout; () for none. Zoneout: a unit
+keeps the state that the step began with and does not become what the cell makes of it; the LSTM's h is that of the c
+before zoneout. Without a key it becomes the mean of both, weighted by the probability. Recurrent dropout: the product
+with W_hh, and it alone, sees the state times one mask a sequence. `philox` says what is drawn.
+
+Over 400 lines: forward, its adjoint and what they share are one specification.
 """
 
 from __future__ import annotations
@@ -24,6 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import philox
 from .spec import GRU, LSTM, RNN_TANH, CellSpec
 
 States = tuple[Tensor, ...]
@@ -78,6 +86,8 @@ def layer(
     reset: Tensor | None,
     cell: CellSpec,
     directions: int,
+    mask_key: Tensor | None = None,
+    rates: Sequence[float] = (),
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """One layer, projections included.
 
@@ -91,11 +101,15 @@ def layer(
         reset: [T,B] bool.
         cell: the cell.
         directions: 1 or 2.
+        mask_key: int64 [2], what the noise is drawn by; None for zoneout's expectation.
+        rates: of zoneout of h, zoneout of c, recurrent dropout; () for none.
 
     Returns:
         y [T,B,D*P], hn [D,B,P], cs [T,B,D*H] and cn [D,B,H]; the last two None but for the LSTM.
     """
     each = len(weights) // directions
+    units = weights[1].shape[1], weights[1].shape[0] // len(cell.gates)
+    masks = philox.masks(rates, mask_key, x.shape[0], directions, x.shape[1], x, units)
     runs = []
     for d in range(directions):
         w_ih, w_hh, *rest = weights[d * each : (d + 1) * each]
@@ -105,7 +119,9 @@ def layer(
         cuts = None if reset is None else reset.unsqueeze(1)
         gates_x = F.linear(x, w_ih, b_ih).unsqueeze(1)
         w_hr = rest[-1] if each % 2 else None
-        runs.append(_forward(d == 1, gates_x, h, c, w_hh.unsqueeze(0), b_hh, ends, cuts, w_hr, cell=cell))
+        held_h, held_c, dropout = (None if m is None else m.narrow(m.dim() - 3, d, 1) for m in masks)
+        given = (gates_x, h, c, w_hh.unsqueeze(0), b_hh, ends, cuts, held_h, held_c, dropout, w_hr)
+        runs.append(_forward(d == 1, *given, cell=cell))
     y, hn, _, cs, cn = zip(*runs, strict=True)
     edge, sequence = torch.cat(hn), torch.cat(y, -1).squeeze(1)
     return (
@@ -123,6 +139,8 @@ def scan(
     reset: Tensor | None,
     cell: CellSpec,
     directions: int,
+    mask_key: Tensor | None = None,
+    rates: Sequence[float] = (),
 ) -> States:
     """The recurrence alone, as the compiled op defines it.
 
@@ -136,13 +154,16 @@ def scan(
         reset: [T,B,S] bool.
         cell: the cell.
         directions: 1 or 2.
+        mask_key: as in `layer`, like `rates`.
+        rates: see above.
 
     Returns:
         y [T,B,S,H], hn [S,B,H], gates [T,B,S,Z*H] ([0] for an RNN), cs [T,B,S,H] and cn [S,B,H] ([0] but for the LSTM).
     """
-    sequences = (_swap(gates_x), h0, c0, weight_hh, bias_hh, lengths, _swap(reset))
+    noise = _noise(rates, mask_key, gates_x, weight_hh)
+    sequences = (_swap(gates_x), h0, c0, weight_hh, bias_hh, lengths, _swap(reset), *noise)
     y, hn, gates, cs, cn = _each_direction(
-        partial(_forward, cell=cell), directions, sequences, (1, 0, 0, 0, 0, 0, 1), (1, 0, 1, 1, 0)
+        partial(_forward, cell=cell), directions, sequences, (1, 0, 0, 0, 0, 0, 1, 1, 1, 0), (1, 0, 1, 1, 0)
     )
     return _swap(y), hn, _swap(gates), _swap(cs), cn
 
@@ -177,6 +198,8 @@ def scan_backward(
     reset: Tensor | None,
     cell: CellSpec,
     directions: int,
+    mask_key: Tensor | None = None,
+    rates: Sequence[float] = (),
 ) -> States:
     """The adjoint of `scan`, as a function of what it kept, as the compiled op defines it.
 
@@ -196,11 +219,18 @@ def scan_backward(
         reset: see above.
         cell: see above.
         directions: see above.
+        mask_key: see above.
+        rates: see above.
 
     Returns:
         dgates_x [T,B,S,G*H], dh0 [S,B,H], dc0 [S,B,H] ([0] but for the LSTM), and dq [T,B,S,H], the gradient of
         W_hn h + b_hn ([0] but for the GRU).
+
+    Raises:
+        ValueError: an RNN with zoneout and no key: the output, all that is kept of it, is no longer its gate.
     """
+    if rates and rates[0] and mask_key is None and not cell.kept:
+        raise ValueError("the adjoint of an RNN with zoneout's expectation cannot be had from its output alone")
     h_prev = previous(y, h0, lengths, reset, directions)
     c_prev = None if cs is None else previous(cs, c0, lengths, reset, directions)
     sequences = (
@@ -209,8 +239,9 @@ def scan_backward(
         dcn,
         weight_hh,
         lengths,
+        *_noise(rates, mask_key, y, weight_hh),
     )
-    dims = (1,) * 9 + (0,) * 4
+    dims = (1,) * 9 + (0,) * 4 + (1, 1, 0)
     dgates_x, dh0, dc0, dq = _each_direction(partial(_backward, cell=cell), directions, sequences, dims, (1, 0, 0, 1))
     return _swap(dgates_x), dh0, dc0, _swap(dq)
 
@@ -224,6 +255,9 @@ def _forward(
     b_hh: Tensor | None,
     lengths: Tensor | None,
     reset: Tensor | None,
+    held_h: Tensor | None,
+    held_c: Tensor | None,
+    dropout: Tensor | None,
     w_hr: Tensor | None = None,
     *,
     cell: CellSpec,
@@ -237,13 +271,15 @@ def _forward(
     for t in _walk(steps, reverse):
         live, cut = _rows(t, reverse, steps, lengths, reset)
         h, c = _zero(cut, h), None if c is None else _zero(cut, c)
-        gates_h = h @ w_hh.mT if b_hh is None else h @ w_hh.mT + b_hh.unsqueeze(1)
+        seen = h if dropout is None else h * dropout
+        gates_h = seen @ w_hh.mT if b_hh is None else seen @ w_hh.mT + b_hh.unsqueeze(1)
         gates = activate(gates_x[t], gates_h, cell)
         new_h, new_c = advance(gates, h, c, cell)
-        new_h = new_h if w_hr is None else new_h @ w_hr.mT
+        new_h = _zoned(held_h, t, h, new_h if w_hr is None else new_h @ w_hr.mT)
         ys[t], kept[t] = _only(live, new_h), _only(live, gates)
         h = _only(live, new_h, h)
         if new_c is not None:
+            new_c = _zoned(held_c, t, cast(Tensor, c), new_c)
             cs[t], c = _only(live, new_c), _only(live, new_c, cast(Tensor, c))
     none = gates_x.new_zeros(0)
     gates = _in_time(kept) if cell.kept else none
@@ -277,6 +313,9 @@ def _backward(
     dc: Tensor | None,
     w_hh: Tensor,
     lengths: Tensor | None,
+    held_h: Tensor | None,
+    held_c: Tensor | None,
+    dropout: Tensor | None,
     *,
     cell: CellSpec,
 ) -> States:
@@ -288,7 +327,7 @@ def _backward(
     for t in reversed(_walk(steps, reverse)):
         live, cut = _rows(t, reverse, steps, lengths, reset)
         up: Sequence[Tensor | int] = (0,) * 4 if dgates is None else dgates[t].chunk(4, -1)
-        total = dh if dy is None else dh + dy[t]
+        total, kept_h = _parted(held_h, t, dh if dy is None else dh + dy[t])
         through_h: Tensor | None = None
         through_c: Tensor | None = None
         if cell == GRU:
@@ -301,23 +340,51 @@ def _backward(
             dq[t] = _only(live, through_q)
         elif cell == LSTM:
             i, f, g, o = cast(Tensor, gates)[t].chunk(4, -1)
-            tanh_c = torch.tanh(cast(Tensor, cs)[t])
-            total_c = dc + total * o * (1 - tanh_c * tanh_c) + (0 if dcs is None else dcs[t])
+            # zoneout keeps the old c, or a mean: the cell's own is made again
+            tanh_c = torch.tanh(cast(Tensor, cs)[t] if held_c is None else f * cast(Tensor, c_prev)[t] + i * g)
+            total_c, kept_c = _parted(held_c, t, dc if dcs is None else dc + dcs[t])
+            total_c = total_c + total * o * (1 - tanh_c * tanh_c)
             di = (total_c * g + up[0]) * i * (1 - i)
             df = (total_c * cast(Tensor, c_prev)[t] + up[1]) * f * (1 - f)
             dg = (total_c * i + up[2]) * (1 - g * g)
             do = (total * tanh_c + up[3]) * o * (1 - o)
             at_x = at_h = torch.cat([di, df, dg, do], -1)
-            through_c = total_c * f
+            through_c = total_c * f if kept_c is None else total_c * f + kept_c
         else:
             at_x = at_h = total * ((1 - y[t] * y[t]) if cell == RNN_TANH else (y[t] > 0).to(y.dtype))
         dgates_x[t] = _only(live, at_x)
-        before = at_h @ w_hh
-        dh = _only(live, _zero(cut, before if through_h is None else before + through_h), dh)
+        before = at_h @ w_hh if dropout is None else at_h @ w_hh * dropout
+        for part in (through_h, kept_h):
+            before = before if part is None else before + part
+        dh = _only(live, _zero(cut, before), dh)
         if through_c is not None:
             dc = _only(live, _zero(cut, through_c), dc)
     none = y.new_zeros(0)
     return _in_time(dgates_x), dh, dc if cell == LSTM else none, _in_time(dq) if cell == GRU else none
+
+
+def _noise(
+    rates: Sequence[float], mask_key: Tensor | None, sequence: Tensor, weight_hh: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Masks for a sequence [T,B,S,...]: zoneout's [T,S,B,H] and dropout's [S,B,H]."""
+    steps, rows, streams, _ = sequence.shape
+    return philox.masks(rates, mask_key, steps, streams, rows, sequence, (weight_hh.shape[-1],) * 2)
+
+
+def _zoned(held: Tensor | None, t: int, old: Tensor, new: Tensor) -> Tensor:
+    """The state after zoneout; `held` says which units keep the old one or, as numbers, how much of it."""
+    if held is None:
+        return new
+    return torch.where(held[t], old, new) if held.dtype == torch.bool else held[t] * old + (1 - held[t]) * new
+
+
+def _parted(held: Tensor | None, t: int, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Its adjoint: the gradients of the new state and of the old one."""
+    if held is None:
+        return gradient, None
+    if held.dtype == torch.bool:
+        return torch.where(held[t], 0.0, gradient), torch.where(held[t], gradient, 0.0)
+    return (1 - held[t]) * gradient, held[t] * gradient
 
 
 def _walk(steps: int, reverse: bool) -> range:

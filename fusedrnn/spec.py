@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -56,6 +57,18 @@ def by_mode(mode: str) -> CellSpec:
         raise ValueError(f"Unrecognized RNN mode: {mode}; expected one of {', '.join(_BY_MODE)}") from None
 
 
+NOISE = ("zoneout", "recurrent_dropout")
+"""What is random inside the loop, by the names of `Problem`."""
+
+
+def rates(cell: CellSpec, zoneout: float | Sequence[float] = 0.0, recurrent_dropout: float = 0.0) -> tuple[float, ...]:
+    """The ops' `rates`: of zoneout of h, zoneout of c, recurrent dropout; () if all are 0."""
+    h, c = zoneout if isinstance(zoneout, Sequence) else (zoneout, zoneout)
+    if not (h or c or recurrent_dropout):
+        return ()
+    return float(h), float(c) if cell is LSTM else 0.0, float(recurrent_dropout)
+
+
 class Problem(NamedTuple):
     """One call, as far as the choice of a backend depends on it.
 
@@ -84,6 +97,9 @@ class Problem(NamedTuple):
         threads: torch.get_num_threads().
         packed: whether the input is a PackedSequence.
         bptt: whether gradients end after so many steps.
+        zoneout: whether units keep their state with some probability.
+        recurrent_dropout: whether the recurrent product sees a dropped state; False where it is not active.
+        drawn: whether zoneout is drawn; else states are mixed by its probability.
     """
 
     cell: CellSpec
@@ -107,3 +123,6 @@ class Problem(NamedTuple):
     threads: int = 1
     packed: bool = False
     bptt: bool = False
+    zoneout: bool = False
+    recurrent_dropout: bool = False
+    drawn: bool = False

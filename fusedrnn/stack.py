@@ -11,8 +11,10 @@ from torch import _VF, Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from . import autograd, backends, cudnn, modes, reference, truncated
+from . import autograd, backends, cudnn, modes, philox, reference, truncated
+from .errors import UnsupportedProblem
 from .spec import CELLS, GRU, LSTM, CellSpec, Problem
+from .spec import rates as noise_rates
 
 States = tuple[Tensor, ...]
 
@@ -35,6 +37,9 @@ def recurrent(
     reset: Tensor | None = None,
     recompute: bool = False,
     return_states: bool = False,
+    zoneout: float | Sequence[float] = 0.0,
+    recurrent_dropout: float = 0.0,
+    weight_dropout: float = 0.0,
     bptt: int | None = None,
     backend: str = backends.AUTO,
 ) -> tuple[Tensor, States, list[States]]:
@@ -55,6 +60,9 @@ def recurrent(
         reset: [T,B] bool: where the state does not pass from step t-1 to step t, in either direction.
         recompute: keep states only for backward, and rebuild the gates there.
         return_states: also return every state of every step.
+        zoneout: probability with which a unit keeps its state of the step before; for the LSTM, of h and of c.
+        recurrent_dropout: probability with which W_hh does not see a unit, in a whole sequence.
+        weight_dropout: probability with which a number of W_hh is zeroed, in a whole call.
         bptt: steps after which gradients end, None for none.
         backend: the backend's name.
 
@@ -64,7 +72,7 @@ def recurrent(
 
     Raises:
         ValueError: there is no backend called `backend`.
-        UnsupportedProblem: the backend asked for cannot take this call.
+        UnsupportedProblem: the backend asked for cannot take this call, or bptt not with zoneout or recurrent dropout.
         BackendUnavailable: the backend asked for does not exist on this machine.
     """
     low = modes.autocast_dtype(input)
@@ -78,16 +86,29 @@ def recurrent(
         }
         options |= {"bidirectional": bidirectional, "proj_size": proj_size, "lengths": lengths, "reset": reset}
         options |= {"recompute": recompute, "return_states": return_states, "backend": backend}
+        options |= {
+            "zoneout": zoneout,
+            "recurrent_dropout": recurrent_dropout,
+            "weight_dropout": weight_dropout,
+        }
         return _autocast(spec, input, hx or (), weights, low, options)
     if lengths is not None:
         lengths = lengths.to(input.device, torch.int64)
     if reset is not None:
         reset = reset.to(input.device)
     directions, traced = 2 if bidirectional else 1, modes.traced()
+    if weight_dropout and training:
+        weights = with_weight_dropout(weights, num_layers * directions, weight_dropout)
+    rates = noise_rates(spec, zoneout, recurrent_dropout if training else 0.0)
     active = dropout if training else 0.0
     steps, rows, features = input.shape
     grad = torch.is_grad_enabled() and autograd.any_requires_grad(input, *(hx or ()), *weights)
     cut = bptt if truncates(bptt, steps, grad, traced) else None
+    if rates and cut is not None:
+        raise UnsupportedProblem(
+            "bptt goes with neither zoneout nor recurrent_dropout: its segments run side by side, and would be drawn "
+            "others. Call the layer window by window, each from the detached states of the one before"
+        )
     problem = Problem(
         spec,
         steps,
@@ -110,24 +131,36 @@ def recurrent(
         1 if traced else torch.get_num_threads(),
         bptt=cut is not None,
     )
+    if rates:
+        problem = problem._replace(zoneout=any(rates[:2]), recurrent_dropout=bool(rates[2]), drawn=training)
     chosen = backends.choose(backend, problem)
     if chosen == "aten":
         return _stock(problem, input, hx, weights, training)
     run: Callable[..., Any] = autograd.layer if chosen == "cpu" else _reference_layer
     if backends.has_route(chosen):
         run = partial(autograd.layer, route=backends.route(chosen, input.dtype))
+    keys = philox.new_keys(num_layers, input.device) if rates and training else None
     if cut is not None:
         run = partial(truncated.layer, run, cut, ragged=traced or steps % cut != 0)
     each, x, last, states = len(weights) // num_layers, input, [], []
     for k in range(num_layers):
         h0, c0 = _initial(problem, hx, k)
         own = weights[k * each : (k + 1) * each]
-        y, hn, cs, cn = run(x, h0, c0, own, lengths, reset, spec, directions, recompute=recompute, states=return_states)
+        noise: dict[str, Any] = {"mask_key": None if keys is None else keys[k], "rates": rates} if rates else {}
+        y, hn, cs, cn = run(
+            x, h0, c0, own, lengths, reset, spec, directions, recompute=recompute, states=return_states, **noise
+        )
         last.append((hn,) if cn is None else (hn, cn))
         if return_states:
             states.append(tuple(_by_direction(s, directions) for s in ((y,) if cn is None else (y, cs))))
         x = F.dropout(y, active) if active and k + 1 < num_layers else y
     return y, last[0] if num_layers == 1 else tuple(map(torch.cat, zip(*last, strict=True))), states
+
+
+def with_weight_dropout(weights: Sequence[Tensor], streams: int, probability: float) -> list[Tensor]:
+    """The weights with torch's dropout over every W_hh."""
+    each = len(weights) // streams
+    return [F.dropout(w, probability) if i % each == 1 else w for i, w in enumerate(weights)]
 
 
 def _autocast(
@@ -213,11 +246,11 @@ def _stock(
     return y, tuple(last), []
 
 
-def _reference_layer(*args: Any, recompute: bool, states: bool) -> Any:
+def _reference_layer(*args: Any, recompute: bool, states: bool, **noise: Any) -> Any:
     # under torch.func saved tensors cannot be packed away: there recompute, which changes no result, is not to be had
     if recompute and torch.is_grad_enabled() and not modes.traced():
-        return checkpoint(reference.layer, *args, use_reentrant=False, preserve_rng_state=False)
-    return reference.layer(*args)
+        return checkpoint(reference.layer, *args, use_reentrant=False, preserve_rng_state=False, **noise)
+    return reference.layer(*args, **noise)
 
 
 def _cast_all(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

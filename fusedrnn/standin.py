@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from . import backends, checks, modes
 
-OWN_ATTRIBUTES = ("backend", "recompute", "bptt")
+REGULARISERS = ("zoneout", "recurrent_dropout", "weight_dropout")
+"""What is 0 in torch's layers, and changes what a layer computes where it is not."""
+
+OWN_ATTRIBUTES = ("backend", "recompute", "bptt", *REGULARISERS)
 """What torch's layers and cells have not."""
 
 
@@ -45,6 +48,12 @@ class StandIn(nn.Module):
             twin.__dict__.pop(name, None)
         twin.__class__ = self._stock
         return twin
+
+
+def regularisers(module: nn.Module) -> list[str]:
+    """Which of REGULARISERS a layer has."""
+    rates = {name: getattr(module, name, 0.0) for name in REGULARISERS}
+    return [name for name, rate in rates.items() if (any(rate) if isinstance(rate, Sequence) else rate)]
 
 
 def torchscript_traces() -> bool:

@@ -7,6 +7,7 @@ compiled ones: there is nothing to gain from a time loop that they can read.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 
@@ -33,7 +34,7 @@ def _scan(
     reset_c: Tensor | None,
     offsets: Tensor | None,
     mask_key: Tensor | None,
-    rates: list[float],
+    rates: Sequence[float],
     cell: int,
     directions: int,
     save: bool,
@@ -82,7 +83,10 @@ def _scan_backward(
     directions: int,
     route: int = 0,
     offsets: Tensor | None = None,
+    mask_key: Tensor | None = None,
+    rates: Sequence[float] = (),
 ) -> Outputs:
+    _refuse(mask_key=mask_key is not None, rates=bool(rates))
     spec = _cell(cell, directions, y, route)
     _check(y.dim() == 4 and weight_hh.dim() == 3, "expected y [T, B, S, H] and weight_hh [S, G*H, H]")
     S, H = y.shape[2:]

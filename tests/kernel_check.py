@@ -6,6 +6,7 @@ FUSEDRNN_SPLIT how threads share the work, and FUSEDRNN_POISON fills the kernel'
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
 
@@ -47,6 +48,8 @@ class Case:
     lengths: Tensor | None
     reset: Tensor | None
     directions: int
+    mask_key: Tensor | None = None
+    rates: tuple[float, ...] = ()
 
 
 def make(cell: CellSpec, directions: int, size: tuple[int, int, int, int], lengths: bool, reset: bool) -> Case:
@@ -102,6 +105,17 @@ def check_layer(case: Case) -> None:
         _compare(found, [*want.values(), *expected], dtype)
 
 
+NOISES = ("both", "mean", "dropout")
+"""Zoneout and recurrent dropout; zoneout's expectation; recurrent dropout."""
+
+
+def noisy(case: Case, noise: str) -> Case:
+    """The case with noise. The ops have no adjoint of an RNN's expectation: there zoneout is drawn."""
+    h, c = (0.0, 0.0) if noise == "dropout" else (0.3, 0.6 if case.cell is LSTM else 0.0)
+    key = None if noise == "mean" and case.cell.kept else torch.tensor([0x9ABCDEF0, 0x12345678])
+    return dataclasses.replace(case, mask_key=key, rates=(h, c, 0.0 if noise == "mean" else 0.4))
+
+
 def check_scan(case: Case) -> None:
     """`scan` and `scan_backward`, the gradients that reach the kept gates included."""
     spec, D, lstm = case.cell, case.directions, case.cell is LSTM
@@ -111,20 +125,20 @@ def check_scan(case: Case) -> None:
     h0, c0 = case.states[0], case.states[1] if lstm else None
     lengths = None if case.lengths is None else case.lengths.expand(D, -1)
     reset = None if case.reset is None else case.reset.unsqueeze(-1).expand(*case.reset.shape, D)
-    want = reference.scan(gates_x, h0, c0, w_hh, b_hh, lengths, reset, spec, D)
+    noise = (case.mask_key, case.rates)
+    want = reference.scan(gates_x, h0, c0, w_hh, b_hh, lengths, reset, spec, D, *noise)
     y, _, gates, cs, _ = want
     dy, dcs = (case.upstream[name].unflatten(-1, (D, -1)) for name in ("y", "cs"))
     dgates = case.upstream["gates"][..., : gates.shape[-1]] if spec.kept else None
     upstream = (dy, case.upstream["hn"], dgates, dcs if lstm else None, case.upstream["cn"] if lstm else None)
     kept = (gates, y, h0, cs if lstm else None, c0, w_hh)
-    expected = reference.scan_backward(*upstream, *kept, lengths, reset, spec, D)
+    expected = reference.scan_backward(*upstream, *kept, lengths, reset, spec, D, *noise)
 
-    reserved = (None, None, None, None, [])
     for dtype in BOUND:
         given = [None if t is None else t.to(dtype) for t in (gates_x, h0, c0, w_hh, b_hh)]
-        found = ops.scan(*given, lengths, reset, *reserved, spec.code, D, True)
+        found = ops.scan(*given, lengths, reset, None, None, None, *noise, spec.code, D, True)
         given = [None if t is None else t.to(dtype) for t in (*upstream, *kept)]
-        back = ops.scan_backward(*given, lengths, reset, spec.code, D)
+        back = ops.scan_backward(*given, lengths, reset, spec.code, D, 0, None, *noise)
         _compare([*found, *back], [*want, *expected], dtype)
 
 
@@ -138,16 +152,22 @@ def _compare(found: list[Tensor], want: list[Tensor], dtype: torch.dtype) -> Non
 
 
 def check_all(sizes: tuple[tuple[int, int, int, int], ...]) -> int:
-    """Every cell and direction at these sizes, with both masks and with none; returns the number of cases."""
+    """Every cell and direction at these sizes, with both masks and with none, without noise and with one kind each.
+
+    Returns:
+        The number of cases.
+    """
     number = 0
     for size, cell, directions, masked in itertools.product(sizes, CELLS, (1, 2), (False, True)):
-        case = make(cell, directions, size, masked, masked)
-        for check in (check_layer, check_scan):
+        plain = make(cell, directions, size, masked, masked)
+        # three sizes of the same give each its turn: 16 cases a size
+        for check, case in ((check_layer, plain), (check_scan, plain), (check_scan, noisy(plain, NOISES[number % 3]))):
             try:
                 check(case)
             except AssertionError as error:
                 masks = "lengths and reset" if masked else "no masks"
                 what = f"{check.__name__}, {cell.name}, {directions}-directional, T B I H = {size}, {masks}"
+                what += f", rates {case.rates}" if case.rates else ""
                 raise AssertionError(f"{what}: {error}") from error
         number += 1
     return number

@@ -32,11 +32,11 @@ LAYERS = (
     {"triton_plan"},
     {"batching", "cudnn", "gpu_plan", "measured", "products", "reference", "units"},
     {"ops"},
-    {"_build", "_plan", "checks", "errors", "modes", "spec", "triton_kernels", "truncated"},
+    {"_build", "_plan", "checks", "errors", "modes", "philox", "spec", "triton_kernels", "truncated"},
 )
 # Inside triton_kernels, likewise.
 KERNEL_LAYERS = ({"launch"}, {"grid"}, {"backward", "forward"}, {"walk"}, {"cells", "config"}, {"__init__"})
-MAY_USE = {name: set() for name in LAYERS[-1]} | {"reference": {"spec"}}
+MAY_USE = {name: set() for name in LAYERS[-1]} | {"reference": {"philox", "spec"}}
 LAYER = {name: height for height, names in enumerate(reversed(LAYERS)) for name in names}
 
 

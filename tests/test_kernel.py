@@ -50,7 +50,8 @@ def test_agrees_with_the_reference(cell: CellSpec, directions: int, masks: tuple
     for size in kernel_check.SIZES:
         case = kernel_check.make(cell, directions, size, *masks)
         kernel_check.check_layer(case)
-        kernel_check.check_scan(case)
+        for given in (case, *(kernel_check.noisy(case, noise) for noise in kernel_check.NOISES)):
+            kernel_check.check_scan(given)
 
 
 def test_bfloat16_is_computed_and_carried_in_float32(cell: CellSpec) -> None:
@@ -308,8 +309,13 @@ REFUSED = [
     ({"reset_h": torch.zeros(1)}, "reset_h is reserved"),
     ({"reset_c": torch.zeros(1)}, "reset_c is reserved"),
     ({"offsets": torch.zeros(1)}, "offsets is reserved"),
-    ({"mask_key": torch.zeros(1)}, "mask_key is reserved"),
-    ({"rates": [0.5]}, "rates is reserved"),
+    ({"rates": [0.5]}, "rates: expected those of zoneout of h, zoneout of c and recurrent dropout, or none, got 1"),
+    ({"rates": [0.5, 0.0, 1.5]}, "rates: expected probabilities, got 1.5"),
+    ({"rates": [0.5, 0.0, float("nan")]}, "rates: expected probabilities"),
+    ({"rates": [0.5, 0.5, 0.0]}, "only the LSTM has a c"),
+    ({"rates": [0.5, 0.0, 0.5]}, "recurrent dropout is drawn by a mask_key"),
+    ({"rates": [0.5, 0.0, 0.0], "mask_key": torch.zeros(3, dtype=torch.int64)}, r"mask_key: expected \[2\], got \[3\]"),
+    ({"rates": [0.5, 0.0, 0.0], "mask_key": torch.zeros(2)}, "mask_key: expected int64"),
     ({"cell": 7}, "cell: expected 0"),
     ({"directions": 3}, "directions: expected 1 or 2"),
     ({"directions": 2}, "expected a multiple of 2 streams"),
@@ -348,6 +354,17 @@ def test_scan_refuses(change: dict[str, object], text: str) -> None:
     assert ops.scan(**call)[0].shape == (2, 3, 1, 4)
     with pytest.raises(RuntimeError, match=text):
         ops.scan(**{**call, **change})
+
+
+def test_an_rnn_has_no_adjoint_of_zoneouts_mean() -> None:
+    y, weight = torch.zeros(2, 3, 1, 4), torch.zeros(1, 4, 4)
+    absent = [None] * 5
+    for rates, key in (([0.5, 0.0, 0.0], torch.zeros(2, dtype=torch.int64)), ([0.0, 0.0, 0.0], None)):
+        ops.scan_backward(
+            *absent, torch.zeros(0), y, None, None, None, weight, None, None, 2, 1, mask_key=key, rates=rates
+        )
+    with pytest.raises(RuntimeError, match="cannot be had from its output alone"):
+        ops.scan_backward(*absent, torch.zeros(0), y, None, None, None, weight, None, None, 2, 1, rates=[0.5, 0.0, 0.0])
 
 
 def test_layer_refuses_what_does_not_fit() -> None:

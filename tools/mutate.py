@@ -36,7 +36,9 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 LATE_US, MOST_SECONDS = 250, 120  # of a thread that comes late; of one run, which hangs if it takes longer
 SPLITS, THREADS = ("columns", "batch"), (2, 3, 4)  # on four: two directions at once, each on a team of two
-FORWARD, BACKWARD, BARRIER, LAYOUT = (f"csrc/cpu/{name}.h" for name in ("forward", "backward", "barrier", "layout"))
+FORWARD, BACKWARD, BARRIER, LAYOUT, NOISE = SOURCES = tuple(
+    f"csrc/cpu/{name}.h" for name in ("forward", "backward", "barrier", "layout", "noise")
+)
 WAIT = re.compile(r"\b(all|team)\.wait\(\)(?=;)")
 
 
@@ -57,7 +59,7 @@ MUTATIONS = (
     Mutation("forward: teams share a barrier", FORWARD, "+ 8 * (thread - me.column),", "(thread - me.column)", "0"),
     Mutation("backward: teams share a barrier", BACKWARD, "+ 8 * (thread - me.column),", "(thread - me.column)", "0"),
     Mutation("backward: a team's barrier is that of all", BACKWARD, "f.epochs + 1", "1", "0"),
-    Mutation("one state buffer instead of two", FORWARD, "(2 * s + (step & 1))", "(step & 1)", "0"),
+    Mutation("one state buffer instead of two", FORWARD, "at.h + (2 * s + (step & 1))", "(step & 1)", "0"),
     Mutation("forward: zeros are not written", FORWARD, "zeros[j] = 0"),
     Mutation("forward: a reset does not cut h", FORWARD, "h_rows[i] = anew", "anew", "false"),
     Mutation("forward: a reset does not cut c", FORWARD, "c_rows[i] = anew", "anew", "false"),
@@ -105,6 +107,37 @@ MUTATIONS = (
     Mutation("db begins from what was in memory", BACKWARD, "mine[at.db + i] = 0"),
     Mutation("dW is that of the first rows only", BACKWARD, "part < plan.batches", "plan.batches", "1"),
     Mutation("db is that of the first thread only", BACKWARD, "t < plan.threads(); t++", "plan.threads()", "1"),
+    Mutation("a round of Philox too few", NOISE, "round < 10", "10", "9"),
+    Mutation("a unit gets the word of the next one", NOISE, "(unit + i) % 4", "unit + i", "unit + i + 1"),
+    Mutation("all rows draw alike", NOISE, "word[1][i] = uint32_t(b)", "uint32_t(b)", "0u"),
+    Mutation("all streams draw alike", NOISE, "uint32_t(4 * s)", "4 * s", "0"),
+    Mutation("dropout does not scale", NOISE, "T(1 / (1 - noise.dropout))", "1 / (1 - noise.dropout)", "1"),
+    Mutation("forward: zoneout is drawn by the order of steps", FORWARD, "kZoneoutH, t, b, s, j", " t", " step"),
+    Mutation("forward: zoneout of h keeps nothing", FORWARD, "portion(of_h, h_old)", "of_h", "V(T(0))"),
+    Mutation("forward: c is zoned out as h is", FORWARD, "old_share<T>(f.noise, kZoneoutC", "kZoneoutC", "kZoneoutH"),
+    Mutation(
+        "forward: W_hh sees all units",
+        FORWARD,
+        "(h * V::load(mask(s) + b * l.ldh + j))",
+        "h * V::load(mask(s) + b * l.ldh + j)",
+        "h",
+    ),
+    Mutation(
+        "one buffer instead of two of what W_hh sees", FORWARD, "at.seen + (2 * s + (step & 1))", "(step & 1)", "0"
+    ),
+    Mutation("what W_hh sees of a late row is in one buffer only", FORWARD, "(h * factor).store(seen(s, 1) + to)"),
+    Mutation("forward: a reset does not cut what W_hh sees", FORWARD, "seen_rows[i] = anew", "anew", "false"),
+    Mutation("backward: zoneout is drawn by the order of steps", BACKWARD, "kZoneoutH, t, b, s, j", " t", " step"),
+    Mutation("backward: nothing reaches an h that stayed", BACKWARD, "rest + h_stays", "h_stays", "V(T(0))"),
+    Mutation("backward: nothing reaches a c that stayed", BACKWARD, "dcell + c_stays", "c_stays", "V(T(0))"),
+    Mutation(
+        "backward: c after zoneout for the cell's own",
+        BACKWARD,
+        "(f.noise.zoneout_c > 0)",
+        "f.noise.zoneout_c > 0",
+        "false",
+    ),
+    Mutation("backward: gradients reach what W_hh did not see", BACKWARD, "if (l.dropout) more", "l.dropout", "false"),
 )
 
 LATENESS = """#pragma once
@@ -161,14 +194,14 @@ def mutated(texts: dict[str, str]) -> tuple[dict[str, str], list[str]]:
         names.append(what)
         change = place.replace(old, choice(new, old), 1) if old else choice("void()", f"void({place})")
         texts[file] = replaced(texts[file], place, change, file)
-    for file in (FORWARD, BACKWARD, BARRIER, LAYOUT):
+    for file in SOURCES:
         texts[file] = replaced(texts[file], "#pragma once\n", '#pragma once\n#include "cpu/lateness.h"\n', file)
     return texts, names
 
 
 def read() -> dict[str, str]:
     """The sources that are changed."""
-    return {file: (ROOT / file).read_text() for file in (FORWARD, BACKWARD, BARRIER, LAYOUT)}
+    return {file: (ROOT / file).read_text() for file in SOURCES}
 
 
 def build(copy: Path, flags: Iterable[str]) -> list[str]:

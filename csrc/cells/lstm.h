@@ -17,6 +17,12 @@ struct Lstm {
     return o * hyperbolic_tangent(c);
   }
 
+  // The c' of a step whose state became another one.
+  template <class V>
+  static FUSEDRNN_CELL V own_c(const V* kept, V c_before) {
+    return multiply_add(kept[1], c_before, kept[0] * kept[2]);
+  }
+
   // c: the step's c', c_before: the one it started from. dc: in, the gradient of c' from the next step (and of c' as an
   // output); out, of c_before.
   template <class V>

@@ -7,9 +7,11 @@
 //   summed in its own tensor. Weights are packed, or, for few steps, read in place.
 // Synchronisation: one spin barrier a step between threads that share hidden units, one a chunk, and two a call
 //   between all threads.
-// Requires: `kept`, y and cs as forward wrote them; masked rows as in forward.
+// Requires: `kept`, y and cs as forward wrote them; masked rows and noise as in forward.
+// Over 400 lines: the reverse loop and the products that it feeds share the ring.
 #pragma once
 #include "cpu/barrier.h"
+#include "cpu/noise.h"
 #include "cpu/scratch.h"
 
 namespace fusedrnn::cpu::FUSEDRNN_ISA {
@@ -79,6 +81,7 @@ struct Backward {
   T* packed_x(int64_t s) const { return packed_h(s) + K * l.Hp; }
   T* dh(int64_t s, int64_t b) const { return f.scratch + at.dh + (s * l.B + b) * l.ldh; }
   T* dc(int64_t s, int64_t b) const { return f.scratch + at.dc + (s * l.B + b) * l.ldh; }
+  T* mask(int64_t s, int64_t b) const { return f.scratch + at.mask + (s * l.B + b) * l.ldh; }
   T* dw(int64_t part, int64_t s) const { return f.scratch + at.dw + (part * l.S + s) * K * at.dw_row; }
   T* db(int64_t s) const { return mine + at.db + s * 2 * X * l.Hp; }  // sums, and what their roundings lost
 
@@ -92,7 +95,10 @@ struct Backward {
         for (int64_t step = to - 1; step >= from; step--) {
           const int64_t row0 = first[step - from], row1 = first[step - from + 1];
           if (f.rows.lengths && f.dgates_x) clear_padded_rows(s, step);
-          pointwise(s, step, row0, row1);
+          if (f.noise.any())
+            pointwise<true>(s, step, row0, row1);
+          else
+            pointwise<false>(s, step, row0, row1);
           team.wait();
           step_back(s, step, row0, row1);
         }
@@ -151,6 +157,7 @@ struct Backward {
         const int64_t from = (s * l.B + b) * l.H + v * W, n = l.H - v * W;
         (f.dhn ? V::load(f.dhn + from, n) : V(T(0))).store(dh(s, b) + v * W);
         if (C::kHasC) (f.dcn ? V::load(f.dcn + from, n) : V(T(0))).store(dc(s, b) + v * W);
+        if (l.dropout) dropout_mask<T>(f.noise, b, s, v * W).store(mask(s, b) + v * W);
       }
   }
 
@@ -197,6 +204,7 @@ struct Backward {
 
   // The pointwise half of a step: from dh (and dy) to the gates' gradients, the biases', and what of dh goes straight
   // to the state before.
+  template <bool kNoise>
   void pointwise(int64_t s, int64_t step, int64_t row0, int64_t row1) const {
     const int64_t t = l.time(s, step);
     for (int64_t v = v0; v < v1; v++) {
@@ -221,7 +229,18 @@ struct Backward {
           c_old = V::load(c_before[i] + j, n);
           c = V::load(f.cs.at(t, b, s) + j, n);
         }
-        const V rest = C::backward(g, kept, dkept, h, y, c_old, c, dcell, part);
+        V h_stays(T(0)), c_stays(T(0));  // what zoneout hands past the cell
+        if constexpr (kNoise) {
+          const V one(T(1)), of_h = old_share<T>(f.noise, kZoneoutH, t, b, s, j);
+          h_stays = portion(of_h, g), g = portion(one - of_h, g);
+          if constexpr (C::kHasC) {
+            const V of_c = old_share<T>(f.noise, kZoneoutC, t, b, s, j);
+            c_stays = portion(of_c, dcell), dcell = portion(one - of_c, dcell);
+            if (f.noise.zoneout_c > 0) c = C::own_c(kept, c_old);
+          }
+        }
+        V rest = C::backward(g, kept, dkept, h, y, c_old, c, dcell, part);
+        if constexpr (kNoise) rest = rest + h_stays, dcell = dcell + c_stays;
         const bool cut = f.rows.reset && l.cut(f.rows, t, b, s);
         (cut ? V(T(0)) : rest).store(dh(s, b) + j);
         if (C::kHasC) (cut ? V(T(0)) : dcell).store(dc(s, b) + j);
@@ -250,8 +269,9 @@ struct Backward {
   // dh_before += dgates W_hh, own units.
   void step_back(int64_t s, int64_t step, int64_t row0, int64_t row1) const {
     if (step == 0 && !f.dh0) return;
+    const bool row_by_row = f.rows.masked() || l.dropout;
     int64_t n = row1 - row0;
-    if (f.rows.masked()) {
+    if (row_by_row) {
       const int64_t t = l.time(s, step);
       n = 0;
       for (int64_t i = row0; i < row1; i++)
@@ -266,7 +286,7 @@ struct Backward {
       // in place: the gates of W_hh lie in the order of the slots, and H has no padding
       const T* const w = plan.in_place ? f.weights[s].hh + v * W : packed_h(s) + K * W * v;
       const int64_t ldb = plan.in_place ? l.H : int64_t(width) * W;
-      if (!f.rows.masked()) {
+      if (!row_by_row) {
         T* const out = dh(s, me.B0) + v * W;
         gemm(width, Gemm<T>{out, l.ldh, out, l.ldh, dgates + row0, kFirstH * l.Hp, 1, w, ldb, K}, n);
         continue;
@@ -278,7 +298,9 @@ struct Backward {
         for (int64_t i = 0; i < rows; i++)
           for (int u = 0; u < width; u++) {
             T* const to = going_dh[r + i] + (v + u) * W;
-            (V::load(to) + V::load(tile + (i * width + u) * W)).store(to);
+            V more = V::load(tile + (i * width + u) * W);
+            if (l.dropout) more = more * V::load(to + (at.mask - at.dh));  // they lie alike
+            (V::load(to) + more).store(to);
           }
       }
     }

@@ -10,6 +10,7 @@
 #pragma once
 #include "cpu/barrier.h"
 #include "cpu/dots.h"
+#include "cpu/noise.h"
 #include "cpu/scratch.h"
 
 namespace fusedrnn::cpu::FUSEDRNN_ISA {
@@ -31,6 +32,7 @@ struct Forward {
   int64_t* const first;    // where each step's rows begin among them
   const T** const h_rows;  // of the step at hand: the states its rows start from
   const T** const c_rows;
+  const T** const seen_rows;  // and what W_hh sees of them: with dropout, less
   Barrier all, team;
 
   Forward(const ForwardCall<T>& call, int thread)
@@ -50,6 +52,7 @@ struct Forward {
         first((int64_t*)(mine + at.first)),
         h_rows((const T**)(mine + at.h_rows)),
         c_rows((const T**)(mine + at.c_rows)),
+        seen_rows((const T**)(mine + at.seen_rows)),
         all{f.epochs, plan.threads(), thread},
         team{f.epochs + 1 + 8 * (thread - me.column), plan.columns, me.column} {}
 
@@ -58,6 +61,8 @@ struct Forward {
   T* packed_h(int64_t s) const { return packed_x(s) + l.I * G * l.Hp; }
   T* state(int64_t s, int64_t step) const { return f.scratch + at.h + (2 * s + (step & 1)) * l.B * l.ldh; }
   T* cell(int64_t s) const { return f.scratch + at.c + s * l.B * l.ldh; }
+  T* mask(int64_t s) const { return f.scratch + at.mask + s * l.B * l.ldh; }
+  T* seen(int64_t s, int64_t step) const { return f.scratch + at.seen + (2 * s + (step & 1)) * l.B * l.ldh; }
   int block_cols(int64_t panel) const { return G == 4 ? plan.lstm_cols : G * l.panels.width(panel); }
   T* ring(int64_t panel) const {
     return mine + at.ring + (l.panels.first(panel) - v0) * X * W * plan.chunk * me.rows_max;
@@ -130,6 +135,12 @@ struct Forward {
         h.store(state(s, 0) + to);
         if (f.rows.lengths) h.store(state(s, 1) + to);  // a row that starts late finds its state in either buffer
         if (C::kHasC) (f.c0 ? V::load(f.c0 + from, n) : V(T(0))).store(cell(s) + to);
+        if (l.dropout) {
+          const V factor = dropout_mask<T>(f.noise, b, s, v * W);
+          factor.store(mask(s) + to);
+          (h * factor).store(seen(s, 0) + to);
+          if (f.rows.lengths) (h * factor).store(seen(s, 1) + to);
+        }
       }
   }
 
@@ -222,6 +233,7 @@ struct Forward {
       const bool anew = l.cut(f.rows, t, b, s);
       h_rows[i] = anew ? zeros : state(s, step) + b * l.ldh;
       if (C::kHasC) c_rows[i] = anew ? zeros : cell(s) + b * l.ldh;
+      if (l.dropout) seen_rows[i] = anew ? zeros : seen(s, step) + b * l.ldh;
     }
     for (int64_t q = p0; q < p1; q++) {
       const int64_t p = step & 1 ? p1 - 1 - (q - p0) : q;  // there and back: what L2 just read is read first
@@ -233,30 +245,50 @@ struct Forward {
           for (int g = 0; g < G; g++) {
             const int64_t row = Slots<C>::h_gate(g) * l.H + (v + u) * W;
             T* const out = gates + (u * X + kFirstH + g) * W;
-            dots(Dots<T>{out, ldc, out, ldc, h_rows, f.weights[s].hh + row * l.H, l.H - (v + u) * W, l.H}, rows);
+            dots(Dots<T>{out, ldc, out, ldc, seen_rows, f.weights[s].hh + row * l.H, l.H - (v + u) * W, l.H}, rows);
           }
       } else {
         for (int j = 0; j < G * width; j += cols) {
           T* const out = gates + (kFirstH + j) * W;
           gemm(cols,
-               Gemm<T>{out, ldc, out, ldc, h_rows, 0, 1, packed_h(s) + v * W * G * l.H + j * l.H * W, cols * W, l.H},
+               Gemm<T>{out, ldc, out, ldc, seen_rows, 0, 1, packed_h(s) + v * W * G * l.H + j * l.H * W, cols * W, l.H},
                rows);
         }
       }
-      for (int64_t u = v; u < v + width; u++)
-        for (int64_t i = 0; i < rows; i++)
-          step_unit(s, step, t, batch[row0 + i], i, u, gates + i * ldc + (u - v) * X * W);
+      if (f.noise.any())
+        step_units<true>(s, step, t, row0, rows, v, width, gates);
+      else
+        step_units<false>(s, step, t, row0, rows, v, width, gates);
     }
   }
 
+  template <bool kNoise>
+  void step_units(int64_t s, int64_t step, int64_t t, int64_t row0, int64_t rows, int64_t v, int64_t width,
+                  const T* gates) const {
+    for (int64_t u = v; u < v + width; u++)
+      for (int64_t i = 0; i < rows; i++)
+        step_unit<kNoise>(s, step, t, batch[row0 + i], i, u, gates + (i * width + u - v) * X * W);
+  }
+
   // The pointwise half of one row and one vector of units.
+  template <bool kNoise>
   FUSEDRNN_INLINE void step_unit(int64_t s, int64_t step, int64_t t, int64_t b, int64_t i, int64_t v,
                                  const T* gates) const {
     const int64_t j = v * W, n = l.H - j;
     V part[X], kept[Z + 1], c(T(0));
     for (int slot = 0; slot < X; slot++) part[Slots<C>::part(slot)] = V::load(gates + slot * W);
     if (C::kHasC) c = V::load(c_rows[i] + j);
-    const V h = C::forward(part, V::load(h_rows[i] + j), c, kept);
+    const V h_old = V::load(h_rows[i] + j), c_old = c;
+    V h = C::forward(part, h_old, c, kept);
+    if constexpr (kNoise) {
+      const V one(T(1)), of_h = old_share<T>(f.noise, kZoneoutH, t, b, s, j);
+      h = portion(of_h, h_old) + portion(one - of_h, h);
+      if constexpr (C::kHasC) {
+        const V of_c = old_share<T>(f.noise, kZoneoutC, t, b, s, j);
+        c = portion(of_c, c_old) + portion(one - of_c, c);
+      }
+      if (l.dropout) (h * V::load(mask(s) + b * l.ldh + j)).store(seen(s, step + 1) + b * l.ldh + j);
+    }
     h.store(state(s, step + 1) + b * l.ldh + j);
     h.store(f.y.at(t, b, s) + j, n);
     if (C::kHasC) {

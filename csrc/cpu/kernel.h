@@ -10,7 +10,8 @@ struct ForwardCall {
   Problem problem;
   Plan plan;
   Rows rows;
-  const T* x;  // [T, B, I] by strides, where I > 0
+  Noise noise;  // where I = 0
+  const T* x;   // [T, B, I] by strides, where I > 0
   int64_t x_t, x_b;
   Sequence<const T> gates_x;        // [T, B, S, G H], where I = 0: W_ih x + b_ih
   const Weights<const T>* weights;  // [S]; ih and b_ih null where I = 0
@@ -29,6 +30,7 @@ struct BackwardCall {
   Problem problem;
   Plan plan;
   Rows rows;
+  Noise noise;  // where I = 0
   const T* x;
   int64_t x_t, x_b;
   const Weights<const T>* weights;

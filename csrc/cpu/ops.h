@@ -24,7 +24,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
     const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dgates, const OptionalTensor& dcs,
     const OptionalTensor& dcn, const Tensor& gates, const Tensor& y, const OptionalTensor& h0, const OptionalTensor& cs,
     const OptionalTensor& c0, const Tensor& weight_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
-    int64_t cell, int64_t directions, int64_t route, const OptionalTensor& offsets);
+    int64_t cell, int64_t directions, int64_t route, const OptionalTensor& offsets, const OptionalTensor& mask_key,
+    const std::vector<double>& rates);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer(const Tensor& x, const OptionalTensor& h0,
                                                          const OptionalTensor& c0, const std::vector<Tensor>& weights,
                                                          const OptionalTensor& lengths, const OptionalTensor& reset,

@@ -30,7 +30,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
     const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& offsets,
     const OptionalTensor& mask_key, const std::vector<double>& rates, int64_t cell, int64_t directions, bool save,
     const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t route) {
-  check_reserved(reset_h, reset_c, offsets, mask_key, rates);
+  check_reserved(reset_h, reset_c, offsets);
+  const Noise noise = check_noise(mask_key, rates, cell);
   check_route(route);
   check_type(gates_x.scalar_type());
   const Sizes n = check_scan(gates_x, h0, c0, weight_hh, bias_hh, cell, directions);
@@ -49,8 +50,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
     const Kernels<R>& k = kernels<R>();
     const auto weights = recurrent_weights<R>(w, bias);
     ForwardCall<R> f{};
-    f.problem = {int(cell), int(directions), T, B, S, H, 0};
+    f.problem = {int(cell), int(directions), T, B, S, H, 0, noise.dropout > 0};
     f.rows = check_rows(lengths, reset, T, B, S, true);
+    f.noise = noise;
     f.gates_x = sequence<const R>(projections);
     f.weights = weights.data();
     f.h0 = data<const R>(h), f.c0 = data<const R>(c);
@@ -69,9 +71,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
     const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dgates, const OptionalTensor& dcs,
     const OptionalTensor& dcn, const Tensor& gates, const Tensor& y, const OptionalTensor& h0, const OptionalTensor& cs,
     const OptionalTensor& c0, const Tensor& weight_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
-    int64_t cell, int64_t directions, int64_t route, const OptionalTensor& offsets) {
+    int64_t cell, int64_t directions, int64_t route, const OptionalTensor& offsets, const OptionalTensor& mask_key,
+    const std::vector<double>& rates) {
   check_route(route);
   STD_TORCH_CHECK(!offsets, "fusedrnn: scan_backward: offsets: the CPU kernel takes no packed rows");
+  const Noise noise = check_noise(mask_key, rates, cell);
+  STD_TORCH_CHECK(
+      noise.drawn || noise.zoneout_h == 0 || cell_kept(int(cell)),
+      "fusedrnn: rates: the adjoint of an RNN with zoneout's expectation cannot be had from its output alone");
   check_type(y.scalar_type());
   const Sizes n = check_scan_backward(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, weight_hh, cell, directions);
   const int64_t T = n.T, B = n.B, S = n.S, H = n.H, G = n.G, Z = n.Z;
@@ -92,8 +99,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
     const Kernels<R>& k = kernels<R>();
     const auto weights = recurrent_weights<R>(w, std::nullopt);
     BackwardCall<R> f{};
-    f.problem = {int(cell), int(directions), T, B, S, H, 0};
+    f.problem = {int(cell), int(directions), T, B, S, H, 0, noise.dropout > 0};
     f.rows = check_rows(lengths, reset, T, B, S, true);
+    f.noise = noise;
     f.weights = weights.data();
     f.h0 = data<const R>(h), f.c0 = lstm ? data<const R>(c) : nullptr;
     f.y = sequence<const R>(y_), f.cs = lstm ? sequence<const R>(cs_) : Sequence<const R>{nullptr, 0, 0, 0};

@@ -18,8 +18,8 @@ struct Carver {
 
 template <class T, class C>
 struct ForwardScratch {
-  int64_t weights, h, c, zeros, threads, per_thread, total;
-  int64_t ring, inputs, batch, first, h_rows, c_rows;  // inside a thread's part
+  int64_t weights, h, c, mask, seen, zeros, threads, per_thread, total;
+  int64_t ring, inputs, batch, first, h_rows, c_rows, seen_rows;  // inside a thread's part
   ForwardScratch(const Layout<T, C>& l, const Plan& p) {
     const int64_t rows = ceil_div(l.B, p.batches), chunk_rows = p.chunk * rows, word = sizeof(T);
     int64_t vectors = 0;  // of the thread with most units
@@ -33,11 +33,14 @@ struct ForwardScratch {
     first = mine.words(p.chunk + 1, word);
     h_rows = mine.words(rows, word);
     c_rows = mine.words(rows, word);
+    seen_rows = l.dropout ? mine.words(rows, word) : h_rows;
     per_thread = mine.at + kLine;
     Carver all;
     weights = all.elements(l.S * l.packed_forward(p));
     h = all.elements(2 * l.S * l.B * l.ldh);
     c = all.elements(C::kHasC ? l.S * l.B * l.ldh : 0);
+    mask = all.elements(l.dropout ? l.S * l.B * l.ldh : 0);
+    seen = all.elements(l.dropout ? 2 * l.S * l.B * l.ldh : 0);
     zeros = all.elements(l.ldh);
     threads = all.elements(p.threads() * per_thread);
     total = all.at + kLine;
@@ -46,7 +49,7 @@ struct ForwardScratch {
 
 template <class T, class C>
 struct BackwardScratch {
-  int64_t weights, dh, dc, dw, dx_second, zeros, teams, per_team, threads, per_thread, total;
+  int64_t weights, dh, dc, mask, dw, dx_second, zeros, teams, per_team, threads, per_thread, total;
   int64_t db, operands, dgates, batch, time, first, inputs, h_before, c_before, dx_rows, going,
       going_dh;         // inside a thread's part
   bool x_last, h_last;  // whether dW_ih, dW_hh are summed in their tensors: one part only, and no padded columns
@@ -75,6 +78,7 @@ struct BackwardScratch {
     weights = all.elements(l.S * l.packed_backward(p, want_dx));
     dh = all.elements(l.S * l.B * l.ldh);
     dc = all.elements(C::kHasC ? l.S * l.B * l.ldh : 0);
+    mask = all.elements(l.dropout ? l.S * l.B * l.ldh : 0);
     dw = all.elements(want_dw ? p.batches * l.S * l.G * l.Hp * dw_row : 0);
     dx_second = all.elements(want_dx && p.streams == 2 ? l.T * l.B * l.I : 0);
     zeros = all.elements(l.ldh);

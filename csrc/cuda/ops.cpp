@@ -177,7 +177,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
     const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dgates, const OptionalTensor& dcs,
     const OptionalTensor& dcn, const Tensor& gates, const Tensor& y, const OptionalTensor& h0, const OptionalTensor& cs,
     const OptionalTensor& c0, const Tensor& weight_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
-    int64_t cell, int64_t directions, int64_t route, const OptionalTensor& offsets) {
+    int64_t cell, int64_t directions, int64_t route, const OptionalTensor& offsets, const OptionalTensor& mask_key,
+    const std::vector<double>& rates) {
+  check_reserved({}, {}, {}, mask_key, rates);
   check_type(y.scalar_type());
   const Packed packed(offsets, lengths, reset);
   const Sizes n =
