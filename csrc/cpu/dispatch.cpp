@@ -6,6 +6,7 @@
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
+#include "cpu/amx.h"
 #include "cpu/kernel.h"
 
 namespace fusedrnn::cpu {
@@ -15,13 +16,23 @@ struct Candidate {
   bool runs;  // on this processor
 };
 
+bool runs_avx512() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
+#else
+  return false;
+#endif
+}
+
 const InstructionSet* choose(
     const char* wanted) {  // null: the widest; null result: not built, or not for this processor
   const Candidate candidates[] = {
+#ifdef FUSEDRNN_HAVE_amx
+      {amx::instruction_set, runs_avx512() && runs_amx()},
+#endif
 #ifdef FUSEDRNN_HAVE_avx512
-      {avx512::instruction_set, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                                    __builtin_cpu_supports("fma")},
+      {avx512::instruction_set, runs_avx512()},
 #endif
 #ifdef FUSEDRNN_HAVE_avx2
       {avx2::instruction_set, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
@@ -52,6 +63,8 @@ const InstructionSet& instruction_set() {
   }();
   return chosen;
 }
+
+bool multiplies_bfloat() { return instruction_set().bf16.forward && runs_amx(); }
 
 const char* unsupported_isa() {
   static const char* const name = choose(wanted_isa()) ? nullptr : wanted_isa();

@@ -45,14 +45,14 @@ Plan share_work(const Problem& p, const Machine& machine, int64_t weight_bytes, 
 }
 
 int64_t weight_bytes(const Problem& p, int gates, int element_bytes, const Machine& machine) {
-  const int64_t lanes = machine.vector_bytes / element_bytes;
+  const int64_t lanes = machine.vector_bytes / std::max(element_bytes, 4);
   return p.H * gates * ceil_div(p.H, lanes) * lanes * element_bytes;
 }
 }  // namespace
 
 Plan plan_forward(const Problem& p, int gates, int element_bytes, const Machine& machine) {
   const int64_t bytes = weight_bytes(p, gates, element_bytes, machine),
-                vectors = ceil_div(p.H, machine.vector_bytes / element_bytes);
+                vectors = ceil_div(p.H, machine.vector_bytes / std::max(element_bytes, 4));
   Plan plan = share_work(p, machine, bytes, element_bytes, ceil_div(vectors, gates == 1 ? kMaxPanel : 1));
   const int64_t rows = ceil_div(p.B, plan.batches);
   // Half as wide a block lets all rows share one pass over the weights.

@@ -1,0 +1,337 @@
+// Computes: forward.h's passes in bfloat16 where nothing is kept for backward (inference), with products by AMX tiles.
+//   What is multiplied is rounded to bfloat16, h among it; sums, gates and the state are float through the whole loop.
+// Mapping: as in forward.h, panels of vectors of units whose pointwise half follows their product; a block of rows is one
+//   tile or two. Threads split streams, rows or hidden units.
+// Memory: weights are packed once a call in tiles, [panel][K / 32][vector][gate]. h lies in tiles of rows, twice: a step
+//   reads one and fills the other. A row's place in them is its place in the batch; a tile of which no row is real is left
+//   out. The state in float is read and written by its own thread only, so there is one. Gates of the recurrent product
+//   lie in a buffer of one block of rows, those of the input product in a ring of a chunk of steps.
+// Synchronisation: that of forward.h.
+// Requires: nothing of H, B, I, T: K ends in zeros in both operands, columns in zeros in the weights. A row that is reset
+//   in a step has zeros in h's tiles; its producer puts them there.
+#pragma once
+#include "cpu/barrier.h"
+#include "cpu/scratch.h"
+#include "cpu/tiles.h"
+
+namespace fusedrnn::cpu::FUSEDRNN_ISA {
+inline __mmask16 first_lanes(int64_t n) { return n >= 16 ? __mmask16(0xffff) : __mmask16((1u << n) - 1); }
+inline Vec<float> widen(__m256i bits) {
+  return Vec<float>(Vec<float>::Raw(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))));
+}
+inline Vec<float> load(const Bfloat* p, int64_t n) { return widen(_mm256_maskz_loadu_epi16(first_lanes(n), p)); }
+inline __m256i rounded(Vec<float> v) { return (__m256i)_mm512_cvtneps_pbh((__m512)v.v); }
+inline void store(__m256i bits, Bfloat* p, int64_t n) { _mm256_mask_storeu_epi16(p, first_lanes(n), bits); }
+
+template <class C>
+struct BfloatScratch {  // in bytes, of the scratch memory and inside each part
+  int64_t x_tiles, h_tiles;                       // tiles of a row tile: I and H over 32
+  int64_t row_tiles, tile_rows;                   // of a thread's rows
+  int64_t weights, per_stream, packed_x, packed_h, bias_x, bias_h;
+  int64_t h, per_h, state, c, per_state, zeros;
+  int64_t threads, per_thread, ring, x, gates, inputs, batch, first, h_rows, c_rows, lives;
+  int64_t total;
+
+  BfloatScratch(const Layout<float, C>& l, const Plan& p) {
+    const int64_t rows = ceil_div(l.B, p.batches), G = C::kGates,
+                  x_rows = ceil_div(p.chunk * rows, kTileHeight) * kTileHeight;
+    x_tiles = ceil_div(l.I, kTileK), h_tiles = ceil_div(l.H, kTileK);
+    row_tiles = at_least(1, ceil_div(rows, kTileHeight)), tile_rows = ceil_div(rows, row_tiles);
+    int64_t vectors = 0;
+    for (int i = 0; i < p.columns; i++)
+      vectors = at_least(vectors, l.panels.first(share(l, i + 1, p)) - l.panels.first(share(l, i, p)));
+    Carver stream;
+    packed_x = stream.elements(l.hv * G * x_tiles * kTileBytes);
+    packed_h = stream.elements(l.hv * G * h_tiles * kTileBytes);
+    bias_x = stream.elements(l.Hp * G * 4);
+    bias_h = stream.elements(l.Hp * G * 4);
+    per_stream = stream.at;
+    Carver mine;
+    ring = mine.elements(x_rows * vectors * G * kTileHeight * 4);
+    x = mine.elements(x_rows / kTileHeight * x_tiles * kTileBytes);
+    gates = mine.elements(2 * kTileHeight * 4 * kTileHeight * 4);
+    inputs = mine.elements(p.chunk * rows * 8);
+    batch = mine.elements(p.chunk * rows * 8);
+    first = mine.elements((p.chunk + 1) * 8);
+    h_rows = mine.elements(rows * 8);
+    c_rows = mine.elements(rows * 8);
+    lives = mine.elements(rows * 8);
+    per_thread = mine.at + kLine;
+    Carver all;
+    weights = all.elements(l.S * per_stream);
+    per_h = row_tiles * h_tiles * kTileBytes;
+    h = all.elements(2 * l.S * p.batches * per_h);
+    per_state = l.B * l.ldh * 4;
+    state = all.elements(l.S * per_state);
+    c = all.elements(C::kHasC ? l.S * per_state : 0);
+    zeros = all.elements(l.ldh * 4);
+    threads = all.elements(p.threads() * per_thread);
+    total = all.at + kLine;
+  }
+  // The first panel of part i: where a cache line of h's tiles, two vectors, begins.
+  static int64_t share(const Layout<float, C>& l, int64_t i, const Plan& p) {
+    int64_t panel = l.panels.count * i / p.columns;
+    while (panel > 0 && panel < l.panels.count && l.panels.first(panel) % 2) panel--;
+    return panel;
+  }
+};
+
+template <class C>
+struct BfloatForward {
+  using V = Vec<float>;
+  static constexpr int W = V::lanes, G = C::kGates;
+  static_assert(W == kTileHeight);
+
+  const ForwardCall<Bfloat>& f;
+  const Layout<float, C> l;
+  const Plan& plan;
+  const Place me;
+  const BfloatScratch<C> at;
+  const int64_t p0, p1, v0, v1;  // own panels and vectors of units
+  char* const all_of_it;
+  char* const mine;
+  float* const zeros;
+  float* const gates;
+  const Bfloat** const inputs;  // rows of x, or of gates_x, of the chunk's real steps in order
+  int64_t* const batch;         // their batch rows
+  int64_t* const first;         // where each step's rows begin among them
+  const float** const h_rows;   // of the step at hand: the states its rows start from
+  const float** const c_rows;
+  int64_t* const lives;  // whether they pass their state on to the next step
+  Barrier all, team;
+
+  BfloatForward(const ForwardCall<Bfloat>& call, int thread)
+      : f(call),
+        l(call.problem),
+        plan(call.plan),
+        me(plan, l, thread),
+        at(l, plan),
+        p0(at.share(l, me.column, plan)),
+        p1(at.share(l, me.column + 1, plan)),
+        v0(l.panels.first(p0)),
+        v1(l.panels.first(p1)),
+        all_of_it((char*)f.scratch),
+        mine(all_of_it + at.threads + thread * at.per_thread),
+        zeros((float*)(all_of_it + at.zeros)),
+        gates((float*)(mine + at.gates)),
+        inputs((const Bfloat**)(mine + at.inputs)),
+        batch((int64_t*)(mine + at.batch)),
+        first((int64_t*)(mine + at.first)),
+        h_rows((const float**)(mine + at.h_rows)),
+        c_rows((const float**)(mine + at.c_rows)),
+        lives((int64_t*)(mine + at.lives)),
+        all{f.epochs, plan.threads(), thread},
+        team{f.epochs + 1 + 8 * (thread - me.column), plan.columns, me.column} {}
+
+  char* stream(int64_t s) const { return all_of_it + at.weights + s * at.per_stream; }
+  char* packed_x(int64_t s, int64_t v) const { return stream(s) + at.packed_x + v * G * at.x_tiles * kTileBytes; }
+  char* packed_h(int64_t s, int64_t v) const { return stream(s) + at.packed_h + v * G * at.h_tiles * kTileBytes; }
+  float* bias_x(int64_t s, int64_t v) const { return (float*)(stream(s) + at.bias_x) + v * G * W; }
+  float* bias_h(int64_t s, int64_t v) const { return (float*)(stream(s) + at.bias_h) + v * G * W; }
+  float* state(int64_t s, int64_t b) const { return (float*)(all_of_it + at.state + s * at.per_state) + b * l.ldh; }
+  float* cell(int64_t s, int64_t b) const { return (float*)(all_of_it + at.c + s * at.per_state) + b * l.ldh; }
+  char* h_tiles(int64_t s, int64_t step) const {
+    return all_of_it + at.h + ((2 * s + (step & 1)) * plan.batches + me.batch) * at.per_h;
+  }
+  // Where a vector of units of a batch row lies in them.
+  char* h_place(int64_t s, int64_t step, int64_t b, int64_t v) const {
+    const int64_t i = b - me.B0;
+    return h_tiles(s, step) + (i / at.tile_rows * at.h_tiles + v / 2) * kTileBytes + i % at.tile_rows * 64 + v % 2 * 32;
+  }
+  float* ring(int64_t panel) const {
+    const int64_t rows = ceil_div(plan.chunk * me.rows_max, kTileHeight) * kTileHeight;
+    return (float*)(mine + at.ring) + (l.panels.first(panel) - v0) * G * W * rows;
+  }
+
+  void run() {
+    pack();
+    for (int64_t s = me.s0; s < me.s1; s++) {
+      load_states(s);
+      team.wait();
+      for (int64_t from = 0; from < l.T; from += plan.chunk) {
+        const int64_t to = at_most(l.T, from + plan.chunk);
+        list_rows(s, from, to);
+        if (l.I)
+          project(s, first[to - from]);
+        else
+          copy_projection(first[to - from]);
+        configure_tiles(at.tile_rows);
+        for (int64_t step = from; step < to; step++) {
+          if (f.rows.lengths) pass_padded_rows(s, step);
+          take_step(s, step, first[step - from], first[step - from + 1]);
+          team.wait();
+        }
+      }
+      store_states(s);
+    }
+    release_tiles();
+  }
+
+  void pack() {
+    for (int64_t j = v0 * W; j < v1 * W; j++) zeros[j] = 0;  // the same zeros from every thread
+    if (plan.batches == 1) {                                 // every thread packs what only it will read
+      for (int64_t s = me.s0; s < me.s1; s++)
+        for (int64_t p = p0; p < p1; p++) pack_panel(s, p);
+    } else {
+      for (int64_t i = all.me; i < l.S * l.panels.count; i += plan.threads())
+        pack_panel(i / l.panels.count, i % l.panels.count);
+      all.wait();
+    }
+  }
+
+  void pack_panel(int64_t s, int64_t panel) const {
+    const int64_t v = l.panels.first(panel), cols = G * l.panels.width(panel);
+    const Weights<const Bfloat>& w = f.weights[s];
+    for (int64_t j = 0; j < cols; j++) {
+      const int64_t unit = (v + j / G) * W, row = j % G * l.H + unit, n = l.H - unit;
+      for (int64_t k = 0; k < at.x_tiles; k++)
+        pack_tile(packed_x(s, v) + (k * cols + j) * kTileBytes, w.ih + row * l.I + k * kTileK, l.I, n,
+                  l.I - k * kTileK);
+      for (int64_t k = 0; k < at.h_tiles; k++)
+        pack_tile(packed_h(s, v) + (k * cols + j) * kTileBytes, w.hh + row * l.H + k * kTileK, l.H, n,
+                  l.H - k * kTileK);
+      (w.b_ih ? load(w.b_ih + row, n) : V(0.f)).store(bias_x(s, v) + j * W);
+      (w.b_hh ? load(w.b_hh + row, n) : V(0.f)).store(bias_h(s, v) + j * W);
+    }
+  }
+
+  void load_states(int64_t s) const {
+    for (int64_t b = me.B0; b < me.B1; b++) {
+      const bool anew = l.cut(f.rows, l.time(s, 0), b, s);
+      for (int64_t v = v0; v < v1; v++) {
+        const int64_t from = (s * l.B + b) * l.H + v * W, n = l.H - v * W;
+        const V h = f.h0 ? load(f.h0 + from, n) : V(0.f);
+        h.store(state(s, b) + v * W);
+        _mm256_store_si256((__m256i*)h_place(s, 0, b, v), rounded(anew ? V(0.f) : h));
+        _mm256_store_si256((__m256i*)h_place(s, 1, b, v), rounded(h));  // a row that starts late finds it in either
+        if (C::kHasC) (f.c0 ? load(f.c0 + from, n) : V(0.f)).store(cell(s, b) + v * W);
+      }
+      if (v1 == l.hv && l.hv % 2)  // the last tile's second half, which no vector fills
+        for (int parity = 0; parity < 2; parity++)
+          _mm256_store_si256((__m256i*)h_place(s, parity, b, l.hv), _mm256_setzero_si256());
+    }
+  }
+
+  void store_states(int64_t s) const {
+    for (int64_t b = me.B0; b < me.B1; b++)
+      for (int64_t v = v0; v < v1; v++) {
+        const int64_t to = (s * l.B + b) * l.H + v * W, n = l.H - v * W;
+        store(rounded(V::load(state(s, b) + v * W)), f.hn + to, n);
+        if (C::kHasC) store(rounded(V::load(cell(s, b) + v * W)), f.cn + to, n);
+      }
+  }
+
+  void list_rows(int64_t s, int64_t from, int64_t to) const {
+    int64_t i = 0;
+    for (int64_t step = from; step < to; step++) {
+      const int64_t t = l.time(s, step);
+      first[step - from] = i;
+      for (int64_t b = me.B0; b < me.B1; b++)
+        if (f.rows.real(t, b, s)) {
+          inputs[i] = l.I ? f.x + t * f.x_t + b * f.x_b : f.gates_x.at(t, b, s);
+          batch[i++] = b;
+        }
+    }
+    first[to - from] = i;
+  }
+
+  // x W_ih^T + b_ih for the chunk's rows, own units.
+  void project(int64_t s, int64_t rows) const {
+    char* const x = mine + at.x;
+    for (int64_t i = 0; i < rows; i++)
+      for (int64_t k = 0; k < at.x_tiles; k++) {
+        const int64_t left = l.I - k * kTileK;
+        const __mmask32 mask = left >= kTileK ? ~__mmask32(0) : (__mmask32(1) << left) - 1;
+        _mm512_store_si512(x + (i / kTileHeight * at.x_tiles + k) * kTileBytes + i % kTileHeight * 64,
+                           _mm512_maskz_loadu_epi16(mask, inputs[i] + k * kTileK));
+      }
+    configure_tiles(kTileHeight);
+    const int64_t tiles = ceil_div(rows, kTileHeight);
+    for (int64_t p = p0; p < p1; p++) {
+      const int64_t v = l.panels.first(p), cols = G * l.panels.width(p), ldc = cols * W;
+      for (int64_t r = 0; r < tiles; r += 2)
+        tile_product({ring(p) + r * kTileHeight * ldc, ldc, kTileHeight, bias_x(s, v), x + r * at.x_tiles * kTileBytes,
+                      packed_x(s, v), at.x_tiles, cols},
+                     at_most(2, tiles - r));
+    }
+  }
+
+  void copy_projection(int64_t rows) const {
+    for (int64_t i = 0; i < rows; i++)
+      for (int64_t p = p0; p < p1; p++) {
+        const int64_t v = l.panels.first(p), cols = G * l.panels.width(p);
+        for (int64_t j = 0; j < cols; j++) {
+          const int64_t unit = (v + j / G) * W;
+          load(inputs[i] + j % G * l.H + unit, l.H - unit).store(ring(p) + (i * cols + j) * W);
+        }
+      }
+  }
+
+  void pass_padded_rows(int64_t s, int64_t step) const {
+    const int64_t t = l.time(s, step);
+    for (int64_t b = me.B0; b < me.B1; b++) {
+      if (f.rows.real(t, b, s)) continue;
+      for (int64_t v = v0; v < v1; v++) {
+        store(_mm256_setzero_si256(), f.y.at(t, b, s) + v * W, l.H - v * W);
+        if (C::kHasC && f.cs) store(_mm256_setzero_si256(), f.cs.at(t, b, s) + v * W, l.H - v * W);
+      }
+    }
+  }
+
+  void take_step(int64_t s, int64_t step, int64_t row0, int64_t row1) const {
+    const int64_t t = l.time(s, step);
+    for (int64_t i = row0; i < row1; i++) {
+      const int64_t b = batch[i];
+      const bool anew = l.cut(f.rows, t, b, s);
+      h_rows[i - row0] = anew ? zeros : state(s, b);
+      if (C::kHasC) c_rows[i - row0] = anew ? zeros : cell(s, b);
+      lives[i - row0] = step + 1 == l.T || !l.cut(f.rows, l.time(s, step + 1), b, s);
+    }
+    for (int64_t q = p0; q < p1; q++) {
+      const int64_t p = step & 1 ? p1 - 1 - (q - p0) : q;  // there and back: what L2 just read is read first
+      const int64_t v = l.panels.first(p), width = l.panels.width(p), cols = G * width, ldc = cols * W;
+      const float* const x = ring(p);
+      int64_t i = row0;
+      for (int64_t tile = 0; tile < at.row_tiles && i < row1; tile += 2) {
+        const int64_t begin = me.B0 + tile * at.tile_rows, end = begin + 2 * at.tile_rows, from = i;
+        while (i < row1 && batch[i] < end) i++;
+        if (i == from) continue;
+        tile_product({gates, ldc, at.tile_rows, bias_h(s, v), h_tiles(s, step) + tile * at.h_tiles * kTileBytes,
+                      packed_h(s, v), at.h_tiles, cols},
+                     at_most(2, at.row_tiles - tile));
+        for (int64_t u = 0; u < width; u++)
+          for (int64_t j = from; j < i; j++)
+            step_unit(s, step, t, j - row0, batch[j], v + u, x + j * ldc + u * G * W,
+                      gates + (batch[j] - begin) * ldc + u * G * W);
+      }
+    }
+  }
+
+  // The pointwise half of one row and one vector of units.
+  FUSEDRNN_INLINE void step_unit(int64_t s, int64_t step, int64_t t, int64_t i, int64_t b, int64_t v, const float* of_x,
+                                 const float* of_h) const {
+    const int64_t j = v * W, n = l.H - j;
+    V part[C::kParts], kept[C::kKept + 1], c(0.f);
+    for (int g = 0; g < G; g++) part[g] = V::load(of_x + g * W);
+    for (int g = 0; g < G; g++) {
+      const V recurrent = V::load(of_h + g * W);
+      if (g == G - 1 && C::kParts > G)  // the GRU's two halves of n stay apart
+        part[C::kParts - 1] = recurrent;
+      else
+        part[g] = part[g] + recurrent;
+    }
+    if (C::kHasC) c = V::load(c_rows[i] + j);
+    const V h = C::forward(part, V::load(h_rows[i] + j), c, kept);
+    h.store(state(s, b) + j);
+    const __m256i bits = rounded(h);
+    // padded lanes may hold 0 * inf: they must not meet the zeros of the weights
+    _mm256_store_si256((__m256i*)h_place(s, step + 1, b, v),
+                       _mm256_maskz_mov_epi16(lives[i] ? first_lanes(n) : __mmask16(0), bits));
+    store(bits, f.y.at(t, b, s) + j, n);
+    if (C::kHasC) {
+      c.store(cell(s, b) + j);
+      if (f.cs) store(rounded(c), f.cs.at(t, b, s) + j, n);
+    }
+  }
+};
+}  // namespace fusedrnn::cpu::FUSEDRNN_ISA
