@@ -11,17 +11,28 @@
 //   in a step has zeros in h's tiles; its producer puts them there.
 #pragma once
 #include "cpu/barrier.h"
+#include "cpu/quick.h"
 #include "cpu/scratch.h"
 #include "cpu/tiles.h"
 
 namespace fusedrnn::cpu::FUSEDRNN_ISA {
 inline __mmask16 first_lanes(int64_t n) { return n >= 16 ? __mmask16(0xffff) : __mmask16((1u << n) - 1); }
 inline Vec<float> widen(__m256i bits) {
-  return Vec<float>(Vec<float>::Raw(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))));
+  return Vec<float>(Vec<float>::Raw(_mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, bits), 16)));
 }
 inline Vec<float> load(const Bfloat* p, int64_t n) { return widen(_mm256_maskz_loadu_epi16(first_lanes(n), p)); }
-inline __m256i rounded(Vec<float> v) { return (__m256i)_mm512_cvtneps_pbh((__m512)v.v); }
+inline __m256i rounded(Vec<float> v) { return (__m256i)_mm512_maskz_cvtneps_pbh(0xffff, v.v); }
 inline void store(__m256i bits, Bfloat* p, int64_t n) { _mm256_mask_storeu_epi16(p, first_lanes(n), bits); }
+
+struct RowStep {  // where one row finds and leaves its things in the step at hand
+  const float *h_before, *c_before;
+  float *h, *c;
+  Bfloat *y, *cs;
+  char* next;        // its row of h's tiles for the next step
+  int32_t of_block;  // its place among the rows of its block
+  __mmask16 lives;   // no lane where the next step cuts it off
+};
+constexpr int64_t kGatesBytes = 2 * kTileHeight * 4 * kTileHeight * 4;  // of a block: two row tiles, up to four columns
 
 template <class C>
 struct BfloatScratch {  // in bytes, of the scratch memory and inside each part
@@ -29,7 +40,7 @@ struct BfloatScratch {  // in bytes, of the scratch memory and inside each part
   int64_t row_tiles, tile_rows;                   // of a thread's rows
   int64_t weights, per_stream, packed_x, packed_h, bias_x, bias_h;
   int64_t h, per_h, state, c, per_state, zeros;
-  int64_t threads, per_thread, ring, x, gates, inputs, batch, first, h_rows, c_rows, lives;
+  int64_t threads, per_thread, ring, x, gates, inputs, batch, first, steps;
   int64_t total;
 
   BfloatScratch(const Layout<float, C>& l, const Plan& p) {
@@ -49,13 +60,11 @@ struct BfloatScratch {  // in bytes, of the scratch memory and inside each part
     Carver mine;
     ring = mine.elements(x_rows * vectors * G * kTileHeight * 4);
     x = mine.elements(x_rows / kTileHeight * x_tiles * kTileBytes);
-    gates = mine.elements(2 * kTileHeight * 4 * kTileHeight * 4);
+    gates = mine.elements(2 * kGatesBytes);
     inputs = mine.elements(p.chunk * rows * 8);
     batch = mine.elements(p.chunk * rows * 8);
     first = mine.elements((p.chunk + 1) * 8);
-    h_rows = mine.elements(rows * 8);
-    c_rows = mine.elements(rows * 8);
-    lives = mine.elements(rows * 8);
+    steps = mine.elements(rows * int64_t(sizeof(RowStep)));
     per_thread = mine.at + kLine;
     Carver all;
     weights = all.elements(l.S * per_stream);
@@ -80,6 +89,7 @@ template <class C>
 struct BfloatForward {
   using V = Vec<float>;
   static constexpr int W = V::lanes, G = C::kGates;
+  static constexpr int64_t kRowsBetween = 4;  // of the pointwise half, between two bits of the next product
   static_assert(W == kTileHeight);
 
   const ForwardCall<Bfloat>& f;
@@ -91,13 +101,11 @@ struct BfloatForward {
   char* const all_of_it;
   char* const mine;
   float* const zeros;
-  float* const gates;
+  float* const gates;           // of two blocks
   const Bfloat** const inputs;  // rows of x, or of gates_x, of the chunk's real steps in order
   int64_t* const batch;         // their batch rows
   int64_t* const first;         // where each step's rows begin among them
-  const float** const h_rows;   // of the step at hand: the states its rows start from
-  const float** const c_rows;
-  int64_t* const lives;  // whether they pass their state on to the next step
+  RowStep* const rows;          // those of the step at hand
   Barrier all, team;
 
   BfloatForward(const ForwardCall<Bfloat>& call, int thread)
@@ -117,9 +125,7 @@ struct BfloatForward {
         inputs((const Bfloat**)(mine + at.inputs)),
         batch((int64_t*)(mine + at.batch)),
         first((int64_t*)(mine + at.first)),
-        h_rows((const float**)(mine + at.h_rows)),
-        c_rows((const float**)(mine + at.c_rows)),
-        lives((int64_t*)(mine + at.lives)),
+        rows((RowStep*)(mine + at.steps)),
         all{f.epochs, plan.threads(), thread},
         team{f.epochs + 1 + 8 * (thread - me.column), plan.columns, me.column} {}
 
@@ -139,8 +145,8 @@ struct BfloatForward {
     return h_tiles(s, step) + (i / at.tile_rows * at.h_tiles + v / 2) * kTileBytes + i % at.tile_rows * 64 + v % 2 * 32;
   }
   float* ring(int64_t panel) const {
-    const int64_t rows = ceil_div(plan.chunk * me.rows_max, kTileHeight) * kTileHeight;
-    return (float*)(mine + at.ring) + (l.panels.first(panel) - v0) * G * W * rows;
+    const int64_t most = ceil_div(plan.chunk * me.rows_max, kTileHeight) * kTileHeight;
+    return (float*)(mine + at.ring) + (l.panels.first(panel) - v0) * G * W * most;
   }
 
   void run() {
@@ -236,9 +242,9 @@ struct BfloatForward {
   }
 
   // x W_ih^T + b_ih for the chunk's rows, own units.
-  void project(int64_t s, int64_t rows) const {
+  void project(int64_t s, int64_t n) const {
     char* const x = mine + at.x;
-    for (int64_t i = 0; i < rows; i++)
+    for (int64_t i = 0; i < n; i++)
       for (int64_t k = 0; k < at.x_tiles; k++) {
         const int64_t left = l.I - k * kTileK;
         const __mmask32 mask = left >= kTileK ? ~__mmask32(0) : (__mmask32(1) << left) - 1;
@@ -246,18 +252,19 @@ struct BfloatForward {
                            _mm512_maskz_loadu_epi16(mask, inputs[i] + k * kTileK));
       }
     configure_tiles(kTileHeight);
-    const int64_t tiles = ceil_div(rows, kTileHeight);
+    const int64_t tiles = ceil_div(n, kTileHeight);
     for (int64_t p = p0; p < p1; p++) {
       const int64_t v = l.panels.first(p), cols = G * l.panels.width(p), ldc = cols * W;
       for (int64_t r = 0; r < tiles; r += 2)
-        tile_product({ring(p) + r * kTileHeight * ldc, ldc, kTileHeight, bias_x(s, v), x + r * at.x_tiles * kTileBytes,
-                      packed_x(s, v), at.x_tiles, cols},
-                     at_most(2, tiles - r));
+        TileWork({ring(p) + r * kTileHeight * ldc, ldc, kTileHeight, bias_x(s, v), x + r * at.x_tiles * kTileBytes,
+                  packed_x(s, v), at.x_tiles, cols},
+                 at_most(2, tiles - r))
+            .finish();
     }
   }
 
-  void copy_projection(int64_t rows) const {
-    for (int64_t i = 0; i < rows; i++)
+  void copy_projection(int64_t n) const {
+    for (int64_t i = 0; i < n; i++)
       for (int64_t p = p0; p < p1; p++) {
         const int64_t v = l.panels.first(p), cols = G * l.panels.width(p);
         for (int64_t j = 0; j < cols; j++) {
@@ -278,59 +285,105 @@ struct BfloatForward {
     }
   }
 
+  struct Block {  // of a step's work: a panel's product with the rows of one tile or two, and their pointwise half
+    int64_t q, panel, tile, from, to;
+  };
+
+  // The block after `b` that has rows; its q is p1 behind the last. Panels are visited there and back: what L2 read last
+  // is read first.
+  Block after(Block b, int64_t step, int64_t row0, int64_t row1) const {
+    for (; b.q < p1; b.q++, b.tile = -2, b.to = row0) {
+      while ((b.tile += 2) < at.row_tiles && b.to < row1) {
+        b.from = b.to;
+        const int64_t end = me.B0 + (b.tile + 2) * at.tile_rows;
+        while (b.to < row1 && batch[b.to] < end) b.to++;
+        b.panel = step & 1 ? p1 - 1 - (b.q - p0) : b.q;
+        if (b.from < b.to) return b;
+      }
+    }
+    return b;
+  }
+
+  TileWork product(int64_t s, int64_t step, const Block& b, float* to) const {
+    const int64_t v = l.panels.first(b.panel), cols = G * l.panels.width(b.panel);
+    return {{to, cols * W, at.tile_rows, bias_h(s, v), h_tiles(s, step) + b.tile * at.h_tiles * kTileBytes,
+             packed_h(s, v), at.h_tiles, cols},
+            at_most(2, at.row_tiles - b.tile)};
+  }
+
   void take_step(int64_t s, int64_t step, int64_t row0, int64_t row1) const {
     const int64_t t = l.time(s, step);
     for (int64_t i = row0; i < row1; i++) {
       const int64_t b = batch[i];
-      const bool anew = l.cut(f.rows, t, b, s);
-      h_rows[i - row0] = anew ? zeros : state(s, b);
-      if (C::kHasC) c_rows[i - row0] = anew ? zeros : cell(s, b);
-      lives[i - row0] = step + 1 == l.T || !l.cut(f.rows, l.time(s, step + 1), b, s);
+      const bool anew = l.cut(f.rows, t, b, s), lives = step + 1 == l.T || !l.cut(f.rows, l.time(s, step + 1), b, s);
+      float *const h = state(s, b), *const c = C::kHasC ? cell(s, b) : nullptr;
+      rows[i - row0] = {anew ? zeros : h,
+                        anew ? zeros : c,
+                        h,
+                        c,
+                        f.y.at(t, b, s),
+                        f.cs ? f.cs.at(t, b, s) : nullptr,
+                        h_place(s, step + 1, b, 0),
+                        int32_t((b - me.B0) % (2 * at.tile_rows)),
+                        lives ? __mmask16(0xffff) : __mmask16(0)};
     }
-    for (int64_t q = p0; q < p1; q++) {
-      const int64_t p = step & 1 ? p1 - 1 - (q - p0) : q;  // there and back: what L2 just read is read first
-      const int64_t v = l.panels.first(p), width = l.panels.width(p), cols = G * width, ldc = cols * W;
-      const float* const x = ring(p);
-      int64_t i = row0;
-      for (int64_t tile = 0; tile < at.row_tiles && i < row1; tile += 2) {
-        const int64_t begin = me.B0 + tile * at.tile_rows, end = begin + 2 * at.tile_rows, from = i;
-        while (i < row1 && batch[i] < end) i++;
-        if (i == from) continue;
-        tile_product({gates, ldc, at.tile_rows, bias_h(s, v), h_tiles(s, step) + tile * at.h_tiles * kTileBytes,
-                      packed_h(s, v), at.h_tiles, cols},
-                     at_most(2, at.row_tiles - tile));
-        for (int64_t u = 0; u < width; u++)
-          for (int64_t j = from; j < i; j++)
-            step_unit(s, step, t, j - row0, batch[j], v + u, x + j * ldc + u * G * W,
-                      gates + (batch[j] - begin) * ldc + u * G * W);
+    Block now = after({p0, p0, -2, row0, row0}, step, row0, row1);
+    float *here = gates, *there = gates + kGatesBytes / 4;
+    if (now.q < p1) product(s, step, now, here).finish();
+    while (now.q < p1) {
+      const Block then = after(now, step, row0, row1);
+      if (then.q < p1) {
+        TileWork work = product(s, step, then, there);
+        step_block(now, row0, here, [&](int64_t part, int64_t whole) { work.reach(part, whole); });
+        work.finish();
+      } else {
+        step_block(now, row0, here, [](int64_t, int64_t) {});
+      }
+      now = then;
+      float* const other = here;
+      here = there, there = other;
+    }
+  }
+
+  // The pointwise half of a block; `meanwhile` is told how much of it is done.
+  template <class Work>
+  void step_block(const Block& b, int64_t row0, const float* of_h, const Work& meanwhile) const {
+    const int64_t v = l.panels.first(b.panel), width = l.panels.width(b.panel), ldc = G * width * W, n = b.to - b.from;
+    const float* const of_x = ring(b.panel) + b.from * ldc;
+    const RowStep* const r = rows + (b.from - row0);
+    for (int64_t u = 0; u < width; u++) {
+      const __mmask16 lanes = first_lanes(l.H - (v + u) * W);
+      for (int64_t i = 0; i < n;) {
+        for (const int64_t end = at_most(n, i + kRowsBetween); i < end; i++)
+          step_unit(r[i], v + u, lanes, of_x + i * ldc + u * G * W, of_h + r[i].of_block * ldc + u * G * W);
+        meanwhile(u * n + i, width * n);
       }
     }
   }
 
   // The pointwise half of one row and one vector of units.
-  FUSEDRNN_INLINE void step_unit(int64_t s, int64_t step, int64_t t, int64_t i, int64_t b, int64_t v, const float* of_x,
+  FUSEDRNN_INLINE void step_unit(const RowStep& r, int64_t v, __mmask16 lanes, const float* of_x,
                                  const float* of_h) const {
-    const int64_t j = v * W, n = l.H - j;
-    V part[C::kParts], kept[C::kKept + 1], c(0.f);
+    const int64_t j = v * W;
+    Quick part[C::kParts], kept[C::kKept + 1], c(0.f);
     for (int g = 0; g < G; g++) part[g] = V::load(of_x + g * W);
     for (int g = 0; g < G; g++) {
       const V recurrent = V::load(of_h + g * W);
       if (g == G - 1 && C::kParts > G)  // the GRU's two halves of n stay apart
         part[C::kParts - 1] = recurrent;
       else
-        part[g] = part[g] + recurrent;
+        part[g] = part[g].v + recurrent;
     }
-    if (C::kHasC) c = V::load(c_rows[i] + j);
-    const V h = C::forward(part, V::load(h_rows[i] + j), c, kept);
-    h.store(state(s, b) + j);
+    if (C::kHasC) c = V::load(r.c_before + j);
+    const V h = C::forward(part, Quick(V::load(r.h_before + j)), c, kept).v;
+    h.store(r.h + j);
     const __m256i bits = rounded(h);
     // padded lanes may hold 0 * inf: they must not meet the zeros of the weights
-    _mm256_store_si256((__m256i*)h_place(s, step + 1, b, v),
-                       _mm256_maskz_mov_epi16(lives[i] ? first_lanes(n) : __mmask16(0), bits));
-    store(bits, f.y.at(t, b, s) + j, n);
+    _mm256_store_si256((__m256i*)(r.next + v / 2 * kTileBytes + v % 2 * 32), _mm256_maskz_mov_epi16(r.lives & lanes, bits));
+    _mm256_mask_storeu_epi16(r.y + j, lanes, bits);
     if (C::kHasC) {
-      c.store(cell(s, b) + j);
-      if (f.cs) store(rounded(c), f.cs.at(t, b, s) + j, n);
+      c.v.store(r.c + j);
+      if (r.cs) _mm256_mask_storeu_epi16(r.cs + j, lanes, rounded(c.v));
     }
   }
 };

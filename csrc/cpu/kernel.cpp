@@ -69,7 +69,13 @@ struct BfloatTable {
   static void forward(const ForwardCall<Bfloat>& f, int thread) {
     Table<float>::by_cell(f.problem.cell, [&](auto c) { BfloatForward<decltype(c)>(f, thread).run(); });
   }
-  static constexpr Kernels<Bfloat> kernels = {nullptr, nullptr, forward_scratch, nullptr, forward, nullptr, nullptr};
+  static void pointwise(bool tanh, const Bfloat* x, Bfloat* y, int64_t n) {
+    for (int64_t i = 0; i < n; i += Vec<float>::lanes) {
+      const Quick v = load(x + i, n - i);
+      store(rounded((tanh ? hyperbolic_tangent(v) : sigmoid(v)).v), y + i, n - i);
+    }
+  }
+  static constexpr Kernels<Bfloat> kernels = {nullptr, nullptr, forward_scratch, nullptr, forward, nullptr, pointwise};
 #else
   static constexpr Kernels<Bfloat> kernels = {};
 #endif

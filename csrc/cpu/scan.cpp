@@ -115,11 +115,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
 
 Tensor pointwise(const Tensor& x, bool tanh) {
   check_type(x.scalar_type());
-  STD_TORCH_CHECK(x.scalar_type() != ScalarType::BFloat16 && x.is_contiguous(),
-                  "fusedrnn: pointwise: expected a contiguous float32 or float64 tensor");
+  const bool narrow = x.scalar_type() == ScalarType::BFloat16;
+  STD_TORCH_CHECK(x.is_contiguous() && (!narrow || multiplies_bfloat()),
+                  "fusedrnn: pointwise: expected a contiguous float32 or float64 tensor, or bfloat16 with AMX");
   Tensor y = torch::stable::empty_like(x);
   if (x.scalar_type() == ScalarType::Double)
     kernels<double>().pointwise(tanh, data<const double>(x), data<double>(y), x.numel());
+  else if (narrow)
+    kernels<Bfloat>().pointwise(tanh, data<const Bfloat>(x), data<Bfloat>(y), x.numel());
   else
     kernels<float>().pointwise(tanh, data<const float>(x), data<float>(y), x.numel());
   return y;

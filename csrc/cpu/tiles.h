@@ -4,8 +4,7 @@
 // Memory: tiles of A and B lie dense, 1 KiB each.
 // Requires: AMX, granted by the system. As inline assembly, because the compilers' macros want literal register numbers.
 #pragma once
-#include "cpu/kernel.h"
-#include "cpu/vec.h"
+#include "cpu/layout.h"
 
 namespace fusedrnn::cpu::FUSEDRNN_ISA {
 constexpr int64_t kTileHeight = 16, kTileK = 32, kTileBytes = 1024;
@@ -42,58 +41,65 @@ struct TileProduct {
   const char* a;      // row tiles, each K / 32 tiles that follow each other
   const char* b;      // [K / 32][cols] tiles
   int64_t k_tiles, cols;
+  int64_t left = cols;  // columns still to do
 };
 
-// R x C tiles of C, from the first of `p`.
+// R x C tiles of C, from the first of `p`, and of K the tiles from k0 to k1: sums stay in their tiles between calls.
 template <int R, int C>
-__attribute__((noinline)) void tile_block(const TileProduct& p) {
-  constexpr bool kHoldsRows = R * C + R <= 7;  // else a tile of A is loaded anew for every column
+__attribute__((noinline)) void tile_block(const TileProduct& p, int64_t k0, int64_t k1) {
   constexpr int kRow = R * C, kCol = 7;
-  const int64_t next_row = p.k_tiles * kTileBytes, next_k = p.cols * kTileBytes;
-  const auto each = [](auto&& body) __attribute__((always_inline)) {
+  static_assert(kRow + R <= kCol);
+  const auto each = [](auto n, auto&& body) __attribute__((always_inline)) {
     [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
-      (body(std::integral_constant<int, i / C>{}, std::integral_constant<int, i % C>{}), ...);
-    }(std::make_integer_sequence<int, R * C>());
+      (body(std::integral_constant<int, i>{}), ...);
+    }(std::make_integer_sequence<int, n>());
   };
-  each([&](auto r, auto c) __attribute__((always_inline)) { tile_load<r * C + c>(p.init + c * kTileHeight, 0); });
-  const char *a = p.a, *b = p.b;
-  for (int64_t k = 0; k < p.k_tiles; k++, a += kTileBytes, b += next_k) {
-    const auto column = [&](auto c) __attribute__((always_inline)) {
+  const std::integral_constant<int, R * C> sums;
+  const std::integral_constant<int, C> cols;
+  if (k0 == 0) each(sums, [&](auto i) __attribute__((always_inline)) { tile_load<i>(p.init + i % C * kTileHeight, 0); });
+  const int64_t next_row = p.k_tiles * kTileBytes, next_k = p.cols * kTileBytes;
+  const char *a = p.a + k0 * kTileBytes, *b = p.b + k0 * next_k;
+  for (int64_t k = k0; k < k1; k++, a += kTileBytes, b += next_k)
+    each(cols, [&](auto c) __attribute__((always_inline)) {
       tile_load<kCol>(b + c * kTileBytes, 64);
-      if constexpr (!kHoldsRows || c == 0) tile_load<kRow>(a, 64);
+      if constexpr (c == 0) tile_load<kRow>(a, 64);
       tile_multiply_add<c, kRow, kCol>();
       if constexpr (R == 2) {
-        constexpr int kSecond = kHoldsRows ? kRow + 1 : kRow;
-        if constexpr (!kHoldsRows || c == 0) tile_load<kSecond>(a + next_row, 64);
-        tile_multiply_add<C + c, kSecond, kCol>();
+        if constexpr (c == 0) tile_load<kRow + 1>(a + next_row, 64);
+        tile_multiply_add<C + c, kRow + 1, kCol>();
       }
-    };
-    [&]<int... c>(std::integer_sequence<int, c...>) __attribute__((always_inline)) {
-      (column(std::integral_constant<int, c>{}), ...);
-    }(std::make_integer_sequence<int, C>());
-  }
-  each([&](auto r, auto c) __attribute__((always_inline)) {
-    tile_store<r * C + c>(p.c + r * p.rows * p.ldc + c * kTileHeight, p.ldc * 4);
-  });
+    });
+  if (k1 == p.k_tiles)
+    each(sums, [&](auto i) __attribute__((always_inline)) {
+      tile_store<i>(p.c + i / C * p.rows * p.ldc + i % C * kTileHeight, p.ldc * 4);
+    });
 }
 
-// All columns, 1 to 4 of them, of one row tile or of two.
-inline void tile_product(TileProduct p, int64_t row_tiles) {
-  const auto block = [&](auto c) { row_tiles == 2 ? tile_block<2, c>(p) : tile_block<1, c>(p); };
-  switch (p.cols) {
-    case 1:
-      return block(std::integral_constant<int, 1>{});
-    case 2:
-      return block(std::integral_constant<int, 2>{});
-    case 3:
-      return block(std::integral_constant<int, 3>{});
-    default:
-      for (int64_t c = 0; c < 4; c += 2) {
-        block(std::integral_constant<int, 2>{});
-        p.c += 2 * kTileHeight, p.init += 2 * kTileHeight, p.b += 2 * kTileBytes;
-      }
+// A product of one row tile or two with up to four columns, done bit by bit: in the midst of vector instructions the
+// tiles' own unit has something to do.
+struct TileWork {
+  TileProduct p;
+  int64_t row_tiles, k = 0, done = 0, steps;
+  TileWork(const TileProduct& product, int64_t row_tiles_)
+      : p(product), row_tiles(row_tiles_), steps(p.k_tiles * ceil_div(p.cols, most())) {}
+  int64_t most() const { return row_tiles == 2 ? 2 : 4; }  // columns at once: so many sums and rows have room
+  // Until this part of it is done.
+  void reach(int64_t part, int64_t whole) {
+    for (const int64_t wanted = steps * part / whole; done < wanted;) {
+      const int64_t cols = at_most(p.left, most()), end = at_most(p.k_tiles, k + wanted - done);
+      static constexpr void (*block[2][5])(const TileProduct&, int64_t, int64_t) = {
+          {nullptr, tile_block<1, 1>, tile_block<1, 2>, tile_block<1, 3>, tile_block<1, 4>},
+          {nullptr, tile_block<2, 1>, tile_block<2, 2>, nullptr, nullptr}};
+      block[row_tiles - 1][cols](p, k, end);
+      done += end - k, k = end;
+      if (k < p.k_tiles) continue;
+      k = 0;
+      p.c += cols * kTileHeight, p.init += cols * kTileHeight, p.b += cols * kTileBytes;
+      p.left -= cols;
+    }
   }
-}
+  void finish() { reach(1, 1); }
+};
 
 // A tile of B from 16 columns of K values each: `src` is the first column's, n columns and k_left values are there, the
 // rest is filled with zeros.
