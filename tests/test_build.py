@@ -102,7 +102,7 @@ def test_every_source_belongs_to_a_library() -> None:
     files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.suffix in {".cpp", ".cu"}}
     assert files == {*sources.ops(), *sources.kernels(), *sources.plan(), *sources.cuda()}
     assert not {*sources.ops()} & {*sources.kernels()}
-    assert len(sources.instruction_sets()) == (3 if platform.machine() in ("x86_64", "AMD64") else 1)
+    assert len(sources.instruction_sets()) == (4 if platform.machine() in ("x86_64", "AMD64") else 1)
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +157,7 @@ def test_cpp(cmake: tuple[str, Path]) -> None:
 @pytest.mark.slow
 def test_every_instruction_set_of_this_processor_can_be_chosen(compiled: None) -> None:
     width = {"AVX512": 3, "AVX2": 2}.get(torch.backends.cpu.get_cpu_capability(), 1)
+    width += width == 3 and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
     names = list(sources.instruction_sets())[:width]  # the rows stand from the plainest to the widest
     code = (
         "import torch; from fusedrnn import _build; assert _build.status() is None; x = torch.linspace(-4, 4, 97);"

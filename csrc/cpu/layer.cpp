@@ -85,7 +85,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer(const Tensor& x, const 
                                                          const OptionalTensor& lengths, const OptionalTensor& reset,
                                                          int64_t cell, bool bias, bool save, bool states) {
   LayerProblem l(x, h0, c0, weights, lengths, reset, cell, bias);
-  if (l.type == ScalarType::BFloat16 && !save && multiplies_bfloat()) l.compute = l.type;
+  l.compute = forward_type(l.type, save);
   const int64_t T = l.problem.T, B = l.problem.B, D = l.problem.S, H = l.problem.H;
   const ScalarType compute = l.compute;
   Tensor y = empty({T, B, D * H}, compute), hn = empty({D, B, H}, compute);
@@ -113,18 +113,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer(const Tensor& x, const 
         [&](const Plan& plan) { return k.forward_scratch(f.problem, plan); },
         [&](int thread) { k.forward(f, thread); });
   };
-  if (B) {
-    switch (compute) {
-      case ScalarType::Double:
-        run(0.);
-        break;
-      case ScalarType::Float:
-        run(0.f);
-        break;
-      default:
-        run(Bfloat{});
-    }
-  }
+  if (B) run_in(compute, run);
   return {as_type(y, l.type), as_type(hn, l.type), as_type(cs, l.type), as_type(cn, l.type), kept};
 }
 

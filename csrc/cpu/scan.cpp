@@ -35,7 +35,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
   check_type(gates_x.scalar_type());
   const Sizes n = check_scan(gates_x, h0, c0, weight_hh, bias_hh, cell, directions);
   const int64_t T = n.T, B = n.B, S = n.S, H = n.H, G = n.G, Z = n.Z;
-  const ScalarType type = gates_x.scalar_type(), compute = compute_type(type);
+  const ScalarType type = gates_x.scalar_type(), compute = forward_type(type, save);
   const bool lstm = cell == kLstm;
 
   Tensor y = empty({T, B, S, H}, compute), hn = empty({S, B, H}, compute);
@@ -61,7 +61,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
         [&](const Plan& plan) { return k.forward_scratch(f.problem, plan); },
         [&](int thread) { k.forward(f, thread); });
   };
-  if (B) compute == ScalarType::Double ? run(0.) : run(0.f);
+  if (B) run_in(compute, run);
   return {as_type(y, type), as_type(hn, type), as_type(gates, type), as_type(cs, type), as_type(cn, type)};
 }
 
