@@ -141,7 +141,9 @@ def check_bfloat(case: Case) -> None:
     want = reference.layer(*wide, [w.double() for w in weights], *masks, case.cell, D)
     found = ops.layer(x, h0, c0, weights, *masks, code, True, False, True)
     again = ops.layer(x, h0, c0, weights, *masks, code, True, False, True)
-    _compare([a for a, b in zip(found, want, strict=False) if b is not None], [b for b in want if b is not None], x.dtype)
+    _compare(
+        [a for a, b in zip(found, want, strict=False) if b is not None], [b for b in want if b is not None], x.dtype
+    )
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True)), "two runs differ"
 
     each = [weights[4 * d : 4 * d + 4] for d in range(D)]

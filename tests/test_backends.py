@@ -365,6 +365,28 @@ def test_auto_passes_over_dtypes_that_torch_is_faster_in(monkeypatch: pytest.Mon
         assert backends.choose("auto", problem) == chosen, problem
 
 
+@needs_kernel
+@pytest.mark.usefixtures("fresh_choices")
+def test_auto_takes_bfloat16_by_amx_in_inference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "multiplies_bf16", lambda: True)
+    monkeypatch.setattr(ops, "instruction_set", "amx")
+    wide = PLAIN._replace(T=30, B=64, H=256, dtype=torch.bfloat16)
+    one = PLAIN._replace(T=1, B=1, H=512, dtype=torch.bfloat16)
+    for problem, chosen in (
+        (wide, "cpu"),
+        (wide._replace(cell=LSTM), "cpu"),
+        (wide._replace(grad=True), "aten"),
+        (wide._replace(cell=LSTM, grad=True), "aten"),
+        (one, "aten"),
+        (one._replace(T=3), "cpu"),
+        (one._replace(cell=LSTM), "cpu"),
+        (one._replace(dtype=torch.float32), "cpu"),
+    ):
+        assert backends.choose("auto", problem) == chosen, problem
+    (verdict,) = (b.slower(one) for b in backends.BACKENDS if b.name == "cpu")
+    assert "measured no faster than torch in bfloat16 on so few rows" in verdict
+
+
 def test_explain_refuses_what_is_no_layer() -> None:
     with pytest.raises(TypeError, match="Expected a GRU, LSTM or RNN layer, got GRUCell"):
         fusedrnn.explain(nn.GRUCell(3, 4), torch.ones(2, 3))

@@ -35,9 +35,9 @@ struct RowStep {  // where one row finds and leaves its things in the step at ha
 constexpr int64_t kGatesBytes = 2 * kTileHeight * 4 * kTileHeight * 4;  // of a block: two row tiles, up to four columns
 
 template <class C>
-struct BfloatScratch {  // in bytes, of the scratch memory and inside each part
-  int64_t x_tiles, h_tiles;                       // tiles of a row tile: I and H over 32
-  int64_t row_tiles, tile_rows;                   // of a thread's rows
+struct BfloatScratch {           // in bytes, of the scratch memory and inside each part
+  int64_t x_tiles, h_tiles;      // tiles of a row tile: I and H over 32
+  int64_t row_tiles, tile_rows;  // of a thread's rows
   int64_t weights, per_stream, packed_x, packed_h, bias_x, bias_h;
   int64_t h, per_h, state, c, per_state, zeros;
   int64_t threads, per_thread, ring, x, gates, inputs, batch, first, steps;
@@ -379,7 +379,8 @@ struct BfloatForward {
     h.store(r.h + j);
     const __m256i bits = rounded(h);
     // padded lanes may hold 0 * inf: they must not meet the zeros of the weights
-    _mm256_store_si256((__m256i*)(r.next + v / 2 * kTileBytes + v % 2 * 32), _mm256_maskz_mov_epi16(r.lives & lanes, bits));
+    _mm256_store_si256((__m256i*)(r.next + v / 2 * kTileBytes + v % 2 * 32),
+                       _mm256_maskz_mov_epi16(r.lives & lanes, bits));
     _mm256_mask_storeu_epi16(r.y + j, lanes, bits);
     if (C::kHasC) {
       c.v.store(r.c + j);

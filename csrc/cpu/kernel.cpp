@@ -83,6 +83,7 @@ struct BfloatTable {
 
 #define FUSEDRNN_NAME_(isa) #isa
 #define FUSEDRNN_NAME(isa) FUSEDRNN_NAME_(isa)
-extern const InstructionSet instruction_set = {FUSEDRNN_NAME(FUSEDRNN_ISA), kVectorBytes, kRegisters,
-                                               Table<float>::kernels, Table<double>::kernels, BfloatTable::kernels};
+extern const InstructionSet instruction_set = {
+    FUSEDRNN_NAME(FUSEDRNN_ISA), kVectorBytes,           kRegisters,
+    Table<float>::kernels,       Table<double>::kernels, BfloatTable::kernels};
 }  // namespace fusedrnn::cpu::FUSEDRNN_ISA

@@ -30,8 +30,8 @@ struct Quick {
     const V base(log2_of_base), n = multiply_add(x, base, V(Float<float>::round)) - V(Float<float>::round),
                                 r = multiply_add(x, base, V(0.f) - n);
     // (2^r - 1) / r on |r| <= 1/2, with the least largest relative error, 1.5e-5
-    const V q = multiply_add(
-        multiply_add(multiply_add(V(9.61811058e-3f), r, V(5.58372891e-2f)), r, V(.240232522f)), r, V(.693136858f));
+    const V q = multiply_add(multiply_add(multiply_add(V(9.61811058e-3f), r, V(5.58372891e-2f)), r, V(.240232522f)), r,
+                             V(.693136858f));
     return {n, q * r};
   }
   static FUSEDRNN_INLINE V scaled(V x, V n) { return V(V::Raw(_mm512_maskz_scalef_ps(kAll, x.v, n.v))); }

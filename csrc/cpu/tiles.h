@@ -56,7 +56,8 @@ __attribute__((noinline)) void tile_block(const TileProduct& p, int64_t k0, int6
   };
   const std::integral_constant<int, R * C> sums;
   const std::integral_constant<int, C> cols;
-  if (k0 == 0) each(sums, [&](auto i) __attribute__((always_inline)) { tile_load<i>(p.init + i % C * kTileHeight, 0); });
+  if (k0 == 0)
+    each(sums, [&](auto i) __attribute__((always_inline)) { tile_load<i>(p.init + i % C * kTileHeight, 0); });
   const int64_t next_row = p.k_tiles * kTileBytes, next_k = p.cols * kTileBytes;
   const char *a = p.a + k0 * kTileBytes, *b = p.b + k0 * next_k;
   for (int64_t k = k0; k < k1; k++, a += kTileBytes, b += next_k)
@@ -108,8 +109,7 @@ inline void pack_tile(char* to, const Bfloat* src, int64_t ld, int64_t n, int64_
   const __mmask32 mask = k_left >= kTileK ? ~__mmask32(0) : (__mmask32(1) << k_left) - 1;
   V r[kTileHeight];
 #pragma GCC unroll 16
-  for (int j = 0; j < kTileHeight; j++)
-    r[j] = j < n ? V(V::Raw(_mm512_maskz_loadu_epi16(mask, src + j * ld))) : V(0.f);
+  for (int j = 0; j < kTileHeight; j++) r[j] = j < n ? V(V::Raw(_mm512_maskz_loadu_epi16(mask, src + j * ld))) : V(0.f);
   transpose(r);
 #pragma GCC unroll 16
   for (int j = 0; j < kTileHeight; j++) r[j].store((float*)to + j * kTileHeight);
