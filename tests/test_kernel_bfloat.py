@@ -1,4 +1,4 @@
-"""The CPU kernel in bfloat16: in float32 inside, and by AMX where the processor has it and nothing is kept for backward."""
+"""The CPU kernel in bfloat16: in float32 inside, and by AMX where there is one and nothing is kept for backward."""
 
 from __future__ import annotations
 
