@@ -168,10 +168,6 @@ CPU_SLOWER: tuple[tuple[Callable[[Problem], bool], str], ...] = (
         "measured slower than torch, which uses this processor's own products of bfloat16",
     ),
     (
-        lambda p: _infers_by_amx(p) and p.cell is not LSTM and p.T * p.B <= 2 and p.H >= 512,
-        "measured no faster than torch in bfloat16 on so few rows of wide layers, whose weights are laid out first",
-    ),
-    (
         lambda p: p.dtype == torch.float64 and p.H >= 256 and (p.T * p.B <= 4 or (p.T == 1 and p.B <= 16)),
         "measured slower than torch on so few steps in float64, where it lays out the weights anew in any case",
     ),

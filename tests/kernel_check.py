@@ -30,6 +30,9 @@ SIZES = (
     (1, 1, 1, 1),
     (2, 3, 16, 96),
     (1, 5, 5, 70),
+    (2, 2, 40, 47),
+    (1, 3, 33, 64),
+    (1, 4, 5, 50),
 )
 """T, B, I, H: odd tails of every vector width, row blocks of every height, one and several chunks of steps, weights
 packed and read in place."""

@@ -2,7 +2,7 @@
 //   What is multiplied is rounded to bfloat16, h among it; sums, gates and the state are float through the whole loop.
 // Mapping: as in forward.h, panels of vectors of units whose pointwise half follows their product; a block of rows is one
 //   tile or two. Threads split streams, rows or hidden units.
-// Memory: weights are packed once a call in tiles, [panel][K / 32][vector][gate]. h lies in tiles of rows, twice: a step
+// Memory: weights are packed once a call in tiles, [panel][K / 32][vector][gate], or, for few rows, read in place. h lies in tiles of rows, twice: a step
 //   reads one and fills the other. A row's place in them is its place in the batch; a tile of which no row is real is left
 //   out. The state in float is read and written by its own thread only, so there is one. Gates of the recurrent product
 //   lie in a buffer of one block of rows, those of the input product in a ring of a chunk of steps.
@@ -11,80 +11,11 @@
 //   in a step has zeros in h's tiles; its producer puts them there.
 #pragma once
 #include "cpu/barrier.h"
+#include "cpu/bfloat_dots.h"
+#include "cpu/bfloat_scratch.h"
 #include "cpu/quick.h"
-#include "cpu/scratch.h"
-#include "cpu/tiles.h"
 
 namespace fusedrnn::cpu::FUSEDRNN_ISA {
-inline __mmask16 first_lanes(int64_t n) { return n >= 16 ? __mmask16(0xffff) : __mmask16((1u << n) - 1); }
-inline Vec<float> widen(__m256i bits) {
-  return Vec<float>(Vec<float>::Raw(_mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, bits), 16)));
-}
-inline Vec<float> load(const Bfloat* p, int64_t n) { return widen(_mm256_maskz_loadu_epi16(first_lanes(n), p)); }
-inline __m256i rounded(Vec<float> v) { return (__m256i)_mm512_maskz_cvtneps_pbh(0xffff, v.v); }
-inline void store(__m256i bits, Bfloat* p, int64_t n) { _mm256_mask_storeu_epi16(p, first_lanes(n), bits); }
-
-struct RowStep {  // where one row finds and leaves its things in the step at hand
-  const float *h_before, *c_before;
-  float *h, *c;
-  Bfloat *y, *cs;
-  char* next;        // its row of h's tiles for the next step
-  int32_t of_block;  // its place among the rows of its block
-  __mmask16 lives;   // no lane where the next step cuts it off
-};
-constexpr int64_t kGatesBytes = 2 * kTileHeight * 4 * kTileHeight * 4;  // of a block: two row tiles, up to four columns
-
-template <class C>
-struct BfloatScratch {           // in bytes, of the scratch memory and inside each part
-  int64_t x_tiles, h_tiles;      // tiles of a row tile: I and H over 32
-  int64_t row_tiles, tile_rows;  // of a thread's rows
-  int64_t weights, per_stream, packed_x, packed_h, bias_x, bias_h;
-  int64_t h, per_h, state, c, per_state, zeros;
-  int64_t threads, per_thread, ring, x, gates, inputs, batch, first, steps;
-  int64_t total;
-
-  BfloatScratch(const Layout<float, C>& l, const Plan& p) {
-    const int64_t rows = ceil_div(l.B, p.batches), G = C::kGates,
-                  x_rows = ceil_div(p.chunk * rows, kTileHeight) * kTileHeight;
-    x_tiles = ceil_div(l.I, kTileK), h_tiles = ceil_div(l.H, kTileK);
-    row_tiles = at_least(1, ceil_div(rows, kTileHeight)), tile_rows = ceil_div(rows, row_tiles);
-    int64_t vectors = 0;
-    for (int i = 0; i < p.columns; i++)
-      vectors = at_least(vectors, l.panels.first(share(l, i + 1, p)) - l.panels.first(share(l, i, p)));
-    Carver stream;
-    packed_x = stream.elements(l.hv * G * x_tiles * kTileBytes);
-    packed_h = stream.elements(l.hv * G * h_tiles * kTileBytes);
-    bias_x = stream.elements(l.Hp * G * 4);
-    bias_h = stream.elements(l.Hp * G * 4);
-    per_stream = stream.at;
-    Carver mine;
-    ring = mine.elements(x_rows * vectors * G * kTileHeight * 4);
-    x = mine.elements(x_rows / kTileHeight * x_tiles * kTileBytes);
-    gates = mine.elements(2 * kGatesBytes);
-    inputs = mine.elements(p.chunk * rows * 8);
-    batch = mine.elements(p.chunk * rows * 8);
-    first = mine.elements((p.chunk + 1) * 8);
-    steps = mine.elements(rows * int64_t(sizeof(RowStep)));
-    per_thread = mine.at + kLine;
-    Carver all;
-    weights = all.elements(l.S * per_stream);
-    per_h = row_tiles * h_tiles * kTileBytes;
-    h = all.elements(2 * l.S * p.batches * per_h);
-    per_state = l.B * l.ldh * 4;
-    state = all.elements(l.S * per_state);
-    c = all.elements(C::kHasC ? l.S * per_state : 0);
-    zeros = all.elements(l.ldh * 4);
-    threads = all.elements(p.threads() * per_thread);
-    total = all.at + kLine;
-  }
-  // The first panel of part i: where a cache line of h's tiles, two vectors, begins.
-  static int64_t share(const Layout<float, C>& l, int64_t i, const Plan& p) {
-    int64_t panel = l.panels.count * i / p.columns;
-    while (panel > 0 && panel < l.panels.count && l.panels.first(panel) % 2) panel--;
-    return panel;
-  }
-};
-
 template <class C>
 struct BfloatForward {
   using V = Vec<float>;
@@ -190,10 +121,10 @@ struct BfloatForward {
     const Weights<const Bfloat>& w = f.weights[s];
     for (int64_t j = 0; j < cols; j++) {
       const int64_t unit = (v + j / G) * W, row = j % G * l.H + unit, n = l.H - unit;
-      for (int64_t k = 0; k < at.x_tiles; k++)
+      for (int64_t k = 0; k < at.x_tiles && !plan.in_place; k++)
         pack_tile(packed_x(s, v) + (k * cols + j) * kTileBytes, w.ih + row * l.I + k * kTileK, l.I, n,
                   l.I - k * kTileK);
-      for (int64_t k = 0; k < at.h_tiles; k++)
+      for (int64_t k = 0; k < at.h_tiles && !plan.in_place; k++)
         pack_tile(packed_h(s, v) + (k * cols + j) * kTileBytes, w.hh + row * l.H + k * kTileK, l.H, n,
                   l.H - k * kTileK);
       (w.b_ih ? load(w.b_ih + row, n) : V(0.f)).store(bias_x(s, v) + j * W);
@@ -245,12 +176,13 @@ struct BfloatForward {
   void project(int64_t s, int64_t n) const {
     char* const x = mine + at.x;
     for (int64_t i = 0; i < n; i++)
-      for (int64_t k = 0; k < at.x_tiles; k++) {
-        const int64_t left = l.I - k * kTileK;
-        const __mmask32 mask = left >= kTileK ? ~__mmask32(0) : (__mmask32(1) << left) - 1;
+      for (int64_t k = 0; k < at.x_tiles; k++)
         _mm512_store_si512(x + (i / kTileHeight * at.x_tiles + k) * kTileBytes + i % kTileHeight * 64,
-                           _mm512_maskz_loadu_epi16(mask, inputs[i] + k * kTileK));
-      }
+                           _mm512_maskz_loadu_epi16(first_values(l.I - k * kTileK), inputs[i] + k * kTileK));
+    if (plan.in_place) {
+      for (int64_t p = p0; p < p1; p++) dots(p, ring(p), bias_x(s, l.panels.first(p)), x, f.weights[s].ih, l.I, n);
+      return;
+    }
     configure_tiles(kTileHeight);
     const int64_t tiles = ceil_div(n, kTileHeight);
     for (int64_t p = p0; p < p1; p++) {
@@ -260,6 +192,15 @@ struct BfloatForward {
                   packed_x(s, v), at.x_tiles, cols},
                  at_most(2, tiles - r))
             .finish();
+    }
+  }
+
+  // A panel's product with weights as they lie, for rows that fit one tile.
+  void dots(int64_t panel, float* to, const float* bias, const char* a, const Bfloat* w, int64_t K, int64_t n) const {
+    const int64_t v = l.panels.first(panel), cols = G * l.panels.width(panel);
+    for (int64_t j = 0; j < cols; j++) {
+      const int64_t unit = (v + j / G) * W, row = j % G * l.H + unit;
+      bfloat_dots({to + j * W, cols * W, bias + j * W, a, w + row * K, l.H - unit, K}, n);
     }
   }
 
@@ -328,6 +269,14 @@ struct BfloatForward {
                         lives ? __mmask16(0xffff) : __mmask16(0)};
     }
     Block now = after({p0, p0, -2, row0, row0}, step, row0, row1);
+    if (plan.in_place) {
+      for (; now.q < p1; now = after(now, step, row0, row1)) {
+        dots(now.panel, gates, bias_h(s, l.panels.first(now.panel)), h_tiles(s, step), f.weights[s].hh, l.H,
+             me.B1 - me.B0);
+        step_block(now, row0, gates, [](int64_t, int64_t) {});
+      }
+      return;
+    }
     float *here = gates, *there = gates + kGatesBytes / 4;
     if (now.q < p1) product(s, step, now, here).finish();
     while (now.q < p1) {

@@ -12,9 +12,10 @@ constexpr int64_t kProjectionRows =
     192;                            // rows projected at once: enough to read W_ih once for many, few enough for L2
 constexpr int64_t kRingRows = 256;  // rows of gate gradients between two rounds of dW and dx
 
-// Where packed weights repay their packing, by timing both: forward from H / kPackedFor rows in all; backward, whose
-// weights need no transposition, where more steps or longer rows than these read them.
-constexpr int64_t kPackedFor = 12, kStepsInPlace = 16, kUnitStepsInPlace = 4096;
+// Where packed weights repay their packing, by timing both: forward from H / kPackedFor rows in all, in bfloat16 from
+// more than kBfloatRowsInPlace (which one tile must hold); backward, whose weights need no transposition, where more
+// steps or longer rows than these read them.
+constexpr int64_t kBfloatRowsInPlace = 4, kPackedFor = 12, kStepsInPlace = 16, kUnitStepsInPlace = 4096;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -61,7 +62,8 @@ Plan plan_forward(const Problem& p, int gates, int element_bytes, const Machine&
   plan.chunk = p.I ? std::clamp<int64_t>(ceil_div(kProjectionRows, std::max<int64_t>(rows, 1)), 1, p.T) : 1;
   // Packing pays from so many rows on; dot products cost H / lanes multiplications and about three exchanges each.
   // Not in double, where results are not to depend on how many steps a call takes.
-  plan.in_place = element_bytes == 4 && kPackedFor * p.T * p.B <= p.H;
+  plan.in_place =
+      element_bytes == 2 ? p.T * p.B <= kBfloatRowsInPlace : element_bytes == 4 && kPackedFor * p.T * p.B <= p.H;
   return plan;
 }
 

@@ -1,6 +1,7 @@
 // Computes: vectors of float lanes for cells whose results are rounded to bfloat16: sigmoid and tanh are right to 2^-16
-//   of their value, small ones included, for half the instructions of vec.h's.
+//   of their value, small ones included, for half the instructions of vec.h's. And what reads and writes bfloat16.
 #pragma once
+#include "cpu/kernel.h"
 #include "cpu/vec.h"
 
 namespace fusedrnn::cpu::FUSEDRNN_ISA {
@@ -55,4 +56,12 @@ FUSEDRNN_INLINE Quick hyperbolic_tangent(Quick x) {
   const V scale = Quick::scaled(V(1.f), e.n), m = multiply_add(scale, e.rest, scale - V(1.f));
   return m * Quick::reciprocal(m + V(2.f));
 }
+
+inline __mmask16 first_lanes(int64_t n) { return n >= 16 ? __mmask16(0xffff) : __mmask16((1u << n) - 1); }
+inline Vec<float> widen(__m256i bits) {
+  return Vec<float>(Vec<float>::Raw(_mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, bits), 16)));
+}
+inline Vec<float> load(const Bfloat* p, int64_t n) { return widen(_mm256_maskz_loadu_epi16(first_lanes(n), p)); }
+inline __m256i rounded(Vec<float> v) { return (__m256i)_mm512_maskz_cvtneps_pbh(0xffff, v.v); }
+inline void store(__m256i bits, Bfloat* p, int64_t n) { _mm256_mask_storeu_epi16(p, first_lanes(n), bits); }
 }  // namespace fusedrnn::cpu::FUSEDRNN_ISA

@@ -102,11 +102,14 @@ struct TileWork {
   void finish() { reach(1, 1); }
 };
 
+inline __mmask32 first_values(int64_t k_left) {
+  return k_left >= kTileK ? ~__mmask32(0) : (__mmask32(1) << k_left) - 1;
+}
 // A tile of B from 16 columns of K values each: `src` is the first column's, n columns and k_left values are there, the
 // rest is filled with zeros.
 inline void pack_tile(char* to, const Bfloat* src, int64_t ld, int64_t n, int64_t k_left) {
   using V = Vec<float>;
-  const __mmask32 mask = k_left >= kTileK ? ~__mmask32(0) : (__mmask32(1) << k_left) - 1;
+  const __mmask32 mask = first_values(k_left);
   V r[kTileHeight];
 #pragma GCC unroll 16
   for (int j = 0; j < kTileHeight; j++) r[j] = j < n ? V(V::Raw(_mm512_maskz_loadu_epi16(mask, src + j * ld))) : V(0.f);
