@@ -198,10 +198,14 @@ def test_planner_returns_typed_values(compiled: None) -> None:
     assert (shape.cell, shape.S, machine.split) == (_plan.Cell.gru, 1, _plan.Split.automatic)
     assert plan.threads == plan.streams * plan.batches * plan.columns == 2
     assert 1 <= plan.chunk <= 30
+    assert not _plan.plan_forward(shape, machine, element_bytes=2).in_place
+    assert _plan.plan_forward(_plan.Shape(cell=_plan.Cell.gru, T=1, B=4, H=128), machine, element_bytes=2).in_place
     with pytest.raises(ValueError, match="threads: expected at least 1, got 0"):
         _plan.Machine(threads=0, l2_bytes=2 << 20, vector_bytes=64, registers=32)
     with pytest.raises(TypeError):
         _plan.plan_forward(shape, machine, element_bytes="4")
+    with pytest.raises(ValueError, match="element_bytes: expected 2"):
+        _plan.plan_forward(shape, machine, element_bytes=3)
 
 
 def test_changed_sources_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,11 @@
 //   What is multiplied is rounded to bfloat16, h among it; sums, gates and the state are float through the whole loop.
 // Mapping: as in forward.h, panels of vectors of units whose pointwise half follows their product; a block of rows is one
 //   tile or two. Threads split streams, rows or hidden units.
-// Memory: weights are packed once a call in tiles, [panel][K / 32][vector][gate], or, for few rows, read in place. h lies in tiles of rows, twice: a step
-//   reads one and fills the other. A row's place in them is its place in the batch; a tile of which no row is real is left
-//   out. The state in float is read and written by its own thread only, so there is one. Gates of the recurrent product
-//   lie in a buffer of one block of rows, those of the input product in a ring of a chunk of steps.
+// Memory: weights are packed once a call in tiles, [panel][K / 32][vector][gate], or, for few rows, read in place. h lies
+//   in tiles of rows, twice: a step reads one and fills the other. A row's place in them is its place in the batch; a tile
+//   of which no row is real is left out. The state in float is read and written by its own thread only, so there is one.
+//   Gates of the recurrent product lie in a buffer of one block of rows, twice, those of the input product in a ring of a
+//   chunk of steps.
 // Synchronisation: that of forward.h.
 // Requires: nothing of H, B, I, T: K ends in zeros in both operands, columns in zeros in the weights. A row that is reset
 //   in a step has zeros in h's tiles; its producer puts them there.
