@@ -9,8 +9,9 @@ namespace {
 constexpr int64_t kWorthABarrier =
     20 << 10;  // FLOP of a step below which the barrier costs more than a second thread saves
 constexpr int64_t kProjectionRows =
-    192;                            // rows projected at once: enough to read W_ih once for many, few enough for L2
-constexpr int64_t kRingRows = 256;  // rows of gate gradients between two rounds of dW and dx
+    192;  // rows projected at once: enough to read W_ih once for many, few enough for L2
+constexpr int64_t kBfloatProjectionRows = 64;  // likewise, beside both weights in tiles
+constexpr int64_t kRingRows = 256;             // rows of gate gradients between two rounds of dW and dx
 
 // Where packed weights repay their packing, by timing both: forward from H / kPackedFor rows in all, in bfloat16 from
 // more than kBfloatRowsInPlace (which one tile must hold); backward, whose weights need no transposition, where more
@@ -59,7 +60,10 @@ Plan plan_forward(const Problem& p, int gates, int element_bytes, const Machine&
   // Half as wide a block lets all rows share one pass over the weights.
   const bool one_pass = rows > block_rows(machine.registers, 4) && rows <= block_rows(machine.registers, 2);
   if (gates == 4 && (one_pass || bytes / plan.columns > machine.l2_bytes)) plan.lstm_cols = 2;
-  plan.chunk = p.I ? std::clamp<int64_t>(ceil_div(kProjectionRows, std::max<int64_t>(rows, 1)), 1, p.T) : 1;
+  plan.chunk = p.I ? std::clamp<int64_t>(ceil_div(element_bytes == 2 ? kBfloatProjectionRows : kProjectionRows,
+                                                  std::max<int64_t>(rows, 1)),
+                                         1, p.T)
+                   : 1;
   // Packing pays from so many rows on; dot products cost H / lanes multiplications and about three exchanges each.
   // Not in double, where results are not to depend on how many steps a call takes.
   plan.in_place =
