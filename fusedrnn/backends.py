@@ -168,6 +168,10 @@ CPU_SLOWER: tuple[tuple[Callable[[Problem], bool], str], ...] = (
         "measured slower than torch, which uses this processor's own products of bfloat16",
     ),
     (
+        lambda p: _infers_by_amx(p) and p.cell is not LSTM and p.T <= 2 and p.T * p.B > 4 and p.H >= 1024,
+        "measured slower than torch on one or two steps of a bfloat16 layer this wide, whose weights it lays out anew",
+    ),
+    (
         lambda p: p.dtype == torch.float64 and p.H >= 256 and (p.T * p.B <= 4 or (p.T == 1 and p.B <= 16)),
         "measured slower than torch on so few steps in float64, where it lays out the weights anew in any case",
     ),

@@ -379,6 +379,10 @@ def test_auto_takes_bfloat16_by_amx_in_inference(monkeypatch: pytest.MonkeyPatch
         (wide._replace(cell=LSTM, grad=True), "aten"),
         (one, "cpu"),
         (one._replace(grad=True), "aten"),
+        (one._replace(H=1024, B=4), "cpu"),
+        (one._replace(H=1024, B=5), "aten"),
+        (one._replace(H=1024, B=5, T=3), "cpu"),
+        (one._replace(H=1024, B=5, cell=LSTM), "cpu"),
     ):
         assert backends.choose("auto", problem) == chosen, problem
     monkeypatch.setattr(ops, "instruction_set", "avx512")
