@@ -243,7 +243,7 @@ _TARGETS = {
 def target(case: Case, threads: int, mode: str, isa: str) -> float | None:
     """The ratio to reach, or None where none was set (other shapes, thread counts, instruction sets)."""
     name = isa.upper().replace("-", "").replace("_", "")
-    family = "AVX-512" if name.startswith("AVX512") else "AVX2" if name.startswith("AVX2") else ""
+    family = "AVX-512" if name.startswith(("AVX512", "AMX")) else "AVX2" if name.startswith("AVX2") else ""
     per_cell = _TARGETS.get((case.T, case.B, case.I, case.H), {}).get(family)
     if per_cell is None or case.cell not in CELLS or threads not in (1, 2) or (case.L, case.D) != (1, 1):
         return None

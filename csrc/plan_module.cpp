@@ -44,8 +44,8 @@ Machine make_machine(int threads, int64_t l2_bytes, int vector_bytes, int regist
 using Planner = Plan (*)(const Problem&, int gates, int element_bytes, const Machine&);
 template <Planner planner>
 Plan plan(const Problem& shape, const Machine& machine, int element_bytes) {
-  if (element_bytes != 4 && element_bytes != 8)
-    throw py::value_error("element_bytes: expected 4 or 8 (bfloat16 runs in float), got " +
+  if (element_bytes != 2 && element_bytes != 4 && element_bytes != 8)
+    throw py::value_error("element_bytes: expected 2 (bfloat16 by AMX, forward; else it runs in float), 4 or 8, got " +
                           std::to_string(element_bytes));
   return planner(shape, gates_of(shape), element_bytes, machine);
 }

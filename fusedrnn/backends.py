@@ -151,8 +151,13 @@ def _cpu_slower(p: Problem) -> Reason:
 
 @cache
 def multiplies_bf16() -> bool:
-    """Whether this processor has instructions for products of bfloat16: torch uses them, the fused kernel does not."""
+    """Whether this processor has instructions for products of bfloat16, which torch uses."""
     return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
+
+
+def _infers_by_amx(p: Problem) -> bool:
+    """Whether the fused kernel multiplies bfloat16 as well: with AMX, where nothing is kept for backward."""
+    return p.dtype == torch.bfloat16 and not p.grad and ops.instruction_set == "amx"
 
 
 CPU_SLOWER: tuple[tuple[Callable[[Problem], bool], str], ...] = (
@@ -164,9 +169,14 @@ CPU_SLOWER: tuple[tuple[Callable[[Problem], bool], str], ...] = (
         lambda p: (
             p.dtype == torch.bfloat16
             and multiplies_bf16()
+            and not _infers_by_amx(p)
             and (p.cell is LSTM or p.B * p.H**2 >= 2**21 or (p.T * p.B <= 4 and p.H >= 512))
         ),
         "measured slower than torch, which uses this processor's own products of bfloat16",
+    ),
+    (
+        lambda p: _infers_by_amx(p) and p.cell is not LSTM and p.T <= 2 and p.T * p.B > 4 and p.H >= 1024,
+        "measured slower than torch on one or two steps of a bfloat16 layer this wide, whose weights it lays out anew",
     ),
     (
         lambda p: p.dtype == torch.float64 and p.H >= 256 and (p.T * p.B <= 4 or (p.T == 1 and p.B <= 16)),

@@ -75,7 +75,7 @@ WANT_X, WANT_STATES, WANT_WEIGHTS = 1, 2, 4
 """Bits of layer_backward's `wanted`."""
 
 instruction_set: str | None = torch.ops.fusedrnn.isa() if missing is None else None
-"""The instruction set that the CPU kernel runs on: "generic", "avx2" or "avx512"."""
+"""The instruction set that the CPU kernel runs on: "generic", "avx2", "avx512" or "amx" (avx512 and AMX)."""
 
 
 def _scan_fake(

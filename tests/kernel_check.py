@@ -16,8 +16,11 @@ from torch import Tensor
 from fusedrnn import ops, reference
 from fusedrnn.spec import CELLS, LSTM, CellSpec
 
-BOUND = {torch.float64: 2e-14, torch.float32: 1e-6}
+BOUND = {torch.float64: 2e-14, torch.float32: 1e-6, torch.bfloat16: 5e-3}
 """Largest relative L2 error against float64; tests/test_functional.py holds the kernel to torch's own error."""
+
+FULL = (torch.float64, torch.float32)
+"""What is computed in itself both ways; bfloat16 has kernels of its own for inference only, on some processors."""
 
 SIZES = (
     (9, 6, 5, 20),
@@ -28,11 +31,14 @@ SIZES = (
     (1, 1, 1, 1),
     (2, 3, 16, 96),
     (1, 5, 5, 70),
+    (2, 2, 40, 47),
+    (1, 3, 33, 64),
+    (1, 4, 5, 50),
 )
 """T, B, I, H: odd tails of every vector width, row blocks of every height, one and several chunks of steps, weights
 packed and read in place."""
 
-SHARED = ((3, 5, 4, 50), (2, 3, 16, 96), (5, 64, 3, 70))
+SHARED = ((3, 5, 4, 50), (2, 3, 16, 96), (5, 64, 3, 70), (4, 35, 40, 47))
 """For several threads, which get rows, units and streams of their own; backward too has several chunks of steps."""
 
 
@@ -89,7 +95,7 @@ def check_layer(case: Case) -> None:
     want = {name: t for name, t in zip(names, out, strict=True) if t is not None}
     expected = torch.autograd.grad(list(want.values()), leaves, [case.upstream[name] for name in want])
 
-    for dtype in BOUND:
+    for dtype in FULL:
         x, *rest = (t.to(dtype) for t in (case.x, *case.states, *case.weights))
         h0, c0_, weights = rest[0], rest[1] if lstm else None, rest[len(case.states) :]
         masks = (case.lengths, case.reset)
@@ -134,12 +140,39 @@ def check_scan(case: Case) -> None:
     kept = (gates, y, h0, cs if lstm else None, c0, w_hh)
     expected = reference.scan_backward(*upstream, *kept, lengths, reset, spec, D, *noise)
 
-    for dtype in BOUND:
+    for dtype in FULL:
         given = [None if t is None else t.to(dtype) for t in (gates_x, h0, c0, w_hh, b_hh)]
         found = ops.scan(*given, lengths, reset, None, None, None, *noise, spec.code, D, True)
         given = [None if t is None else t.to(dtype) for t in (*upstream, *kept)]
         back = ops.scan_backward(*given, lengths, reset, spec.code, D, 0, None, *noise)
         _compare([*found, *back], [*want, *expected], dtype)
+
+
+def check_bfloat(case: Case) -> None:
+    """`layer` and `scan` for inference in bfloat16: right, and the same bits again."""
+    x, *rest = (t.bfloat16() for t in (case.x, *case.states, *case.weights))
+    h0, c0, weights = rest[0], rest[1] if case.cell is LSTM else None, rest[len(case.states) :]
+    code, D = case.cell.code, case.directions
+    wide = [None if t is None else t.double() for t in (x, h0, c0)]
+    masks = (case.lengths, case.reset)
+    want = reference.layer(*wide, [w.double() for w in weights], *masks, case.cell, D)
+    found = ops.layer(x, h0, c0, weights, *masks, code, True, False, True)
+    again = ops.layer(x, h0, c0, weights, *masks, code, True, False, True)
+    _compare(
+        [a for a, b in zip(found, want, strict=False) if b is not None], [b for b in want if b is not None], x.dtype
+    )
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True)), "two runs differ"
+
+    each = [weights[4 * d : 4 * d + 4] for d in range(D)]
+    gates_x = torch.stack([torch.nn.functional.linear(x, w[0], w[2]) for w in each], 2)
+    w_hh, b_hh = torch.stack([w[1] for w in each]), torch.stack([w[3] for w in each])
+    lengths = None if case.lengths is None else case.lengths.expand(D, -1)
+    reset = None if case.reset is None else case.reset.unsqueeze(-1).expand(*case.reset.shape, D)
+    given = (gates_x, h0, c0, w_hh, b_hh)
+    want = reference.scan(*(None if t is None else t.double() for t in given), lengths, reset, case.cell, D)
+    found = ops.scan(*given, lengths, reset, None, None, None, None, [], code, D, False)
+    kept = [i for i, t in enumerate(found) if t.numel()]
+    _compare([found[i] for i in kept], [want[i] for i in kept], x.dtype)
 
 
 def _compare(found: list[Tensor], want: list[Tensor], dtype: torch.dtype) -> None:
@@ -161,7 +194,8 @@ def check_all(sizes: tuple[tuple[int, int, int, int], ...]) -> int:
     for size, cell, directions, masked in itertools.product(sizes, CELLS, (1, 2), (False, True)):
         plain = make(cell, directions, size, masked, masked)
         # three sizes of the same give each its turn: 16 cases a size
-        for check, case in ((check_layer, plain), (check_scan, plain), (check_scan, noisy(plain, NOISES[number % 3]))):
+        noise = noisy(plain, NOISES[number % 3])
+        for check, case in ((check_layer, plain), (check_scan, plain), (check_scan, noise), (check_bfloat, plain)):
             try:
                 check(case)
             except AssertionError as error:

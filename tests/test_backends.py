@@ -368,6 +368,31 @@ def test_auto_passes_over_dtypes_that_torch_is_faster_in(monkeypatch: pytest.Mon
         assert backends.choose("auto", problem) == chosen, problem
 
 
+@needs_kernel
+@pytest.mark.usefixtures("fresh_choices")
+def test_auto_takes_bfloat16_by_amx_in_inference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "multiplies_bf16", lambda: True)
+    monkeypatch.setattr(ops, "instruction_set", "amx")
+    wide = PLAIN._replace(T=30, B=64, H=256, dtype=torch.bfloat16)
+    one = PLAIN._replace(T=1, B=1, H=512, dtype=torch.bfloat16)
+    for problem, chosen in (
+        (wide, "cpu"),
+        (wide._replace(cell=LSTM), "cpu"),
+        (wide._replace(grad=True), "aten"),
+        (wide._replace(cell=LSTM, grad=True), "aten"),
+        (one, "cpu"),
+        (one._replace(grad=True), "aten"),
+        (one._replace(H=1024, B=4), "cpu"),
+        (one._replace(H=1024, B=5), "aten"),
+        (one._replace(H=1024, B=5, T=3), "cpu"),
+        (one._replace(H=1024, B=5, cell=LSTM), "cpu"),
+    ):
+        assert backends.choose("auto", problem) == chosen, problem
+    monkeypatch.setattr(ops, "instruction_set", "avx512")
+    backends._remembered.cache_clear()
+    assert backends.choose("auto", wide) == "aten"
+
+
 def test_explain_refuses_what_is_no_layer() -> None:
     with pytest.raises(TypeError, match="Expected a GRU, LSTM or RNN layer, got GRUCell"):
         fusedrnn.explain(nn.GRUCell(3, 4), torch.ones(2, 3))

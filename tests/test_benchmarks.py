@@ -118,7 +118,7 @@ def test_flops_count_the_weights_of_the_layer(case):
 
 def test_targets_by_shape_thread_count_and_instruction_set():
     case = Case("lstm", 200, 8, 512, 1024)
-    assert cases.target(case, 1, "train", "avx512") == 2.1
+    assert cases.target(case, 1, "train", "avx512") == cases.target(case, 1, "train", "amx") == 2.1
     assert cases.target(case, 2, "infer", "AVX2") == 1.45
     assert cases.target(case, 1, "train", "generic") is None
     assert cases.target(SMALL, 1, "train", "avx2") is None

@@ -102,7 +102,7 @@ def test_every_source_belongs_to_a_library() -> None:
     files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.suffix in {".cpp", ".cu"}}
     assert files == {*sources.ops(), *sources.kernels(), *sources.plan(), *sources.cuda()}
     assert not {*sources.ops()} & {*sources.kernels()}
-    assert len(sources.instruction_sets()) == (3 if platform.machine() in ("x86_64", "AMD64") else 1)
+    assert len(sources.instruction_sets()) == (4 if platform.machine() in ("x86_64", "AMD64") else 1)
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +157,7 @@ def test_cpp(cmake: tuple[str, Path]) -> None:
 @pytest.mark.slow
 def test_every_instruction_set_of_this_processor_can_be_chosen(compiled: None) -> None:
     width = {"AVX512": 3, "AVX2": 2}.get(torch.backends.cpu.get_cpu_capability(), 1)
+    width += width == 3 and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
     names = list(sources.instruction_sets())[:width]  # the rows stand from the plainest to the widest
     code = (
         "import torch; from fusedrnn import _build; assert _build.status() is None; x = torch.linspace(-4, 4, 97);"
@@ -197,10 +198,14 @@ def test_planner_returns_typed_values(compiled: None) -> None:
     assert (shape.cell, shape.S, machine.split) == (_plan.Cell.gru, 1, _plan.Split.automatic)
     assert plan.threads == plan.streams * plan.batches * plan.columns == 2
     assert 1 <= plan.chunk <= 30
+    assert not _plan.plan_forward(shape, machine, element_bytes=2).in_place
+    assert _plan.plan_forward(_plan.Shape(cell=_plan.Cell.gru, T=1, B=4, H=128), machine, element_bytes=2).in_place
     with pytest.raises(ValueError, match="threads: expected at least 1, got 0"):
         _plan.Machine(threads=0, l2_bytes=2 << 20, vector_bytes=64, registers=32)
     with pytest.raises(TypeError):
         _plan.plan_forward(shape, machine, element_bytes="4")
+    with pytest.raises(ValueError, match="element_bytes: expected 2"):
+        _plan.plan_forward(shape, machine, element_bytes=3)
 
 
 def test_changed_sources_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,21 @@ def test_is_as_exact_as_torch(cell: CellSpec, dtype: torch.dtype, how: dict[str,
 
 
 @needs_kernel
+@pytest.mark.parametrize("sizes", [(50, 4, 33, 40), (30, 20, 64, 64), (3, 2, 5, 129)], ids=str)
+def test_inference_in_bfloat16_is_as_exact_as_torch(cell: CellSpec, sizes: tuple[int, int, int, int]) -> None:
+    T, B, I, H = sizes
+    how = {"num_layers": 2, "bidirectional": True}
+    layer = Bare(cell, I, H, backend="cpu", **how).bfloat16()
+    exact = Bare(cell, I, H, **how).double()
+    exact.load_state_dict(layer.state_dict())
+    x, hx = torch.randn(T, B, I, dtype=torch.bfloat16), initial(layer, B)
+    with torch.no_grad():
+        truth = exact.twin()(x.double(), tuple(h.double() for h in hx))
+        found, torchs = layer(x, hx=hx), layer.twin()(x, hx)
+    assert_no_worse(*(dict(zip(("y", "hn", "cn"), out, strict=False)) for out in (found, truth, torchs)))
+
+
+@needs_kernel
 @pytest.mark.slow
 def test_is_as_exact_as_torch_over_many_steps(cell: CellSpec) -> None:
     """Where sums over all steps have many terms, and torch adds in pairs."""

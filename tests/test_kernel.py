@@ -54,18 +54,6 @@ def test_agrees_with_the_reference(cell: CellSpec, directions: int, masks: tuple
             kernel_check.check_scan(given)
 
 
-def test_bfloat16_is_computed_and_carried_in_float32(cell: CellSpec) -> None:
-    case = kernel_check.make(cell, 2, (9, 6, 5, 20), True, True)
-    x, h0, *rest = (t.bfloat16() for t in (case.x, *case.states, *case.weights))
-    c0, weights = (rest[0], rest[1:]) if len(case.states) == 2 else (None, rest)
-    low = ops.layer(x, h0, c0, weights, case.lengths, case.reset, cell.code, True, False, True)
-    wide = [None if t is None else t.float() for t in (x, h0, c0)]
-    full = ops.layer(*wide, [w.float() for w in weights], case.lengths, case.reset, cell.code, True, False, True)
-    for found, expected in zip(low[:4], full[:4], strict=True):
-        assert found.dtype == torch.bfloat16
-        assert torch.equal(found, expected.bfloat16())
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("split", ["batch", "columns"])
 def test_every_instruction_set_and_split(split: str) -> None:

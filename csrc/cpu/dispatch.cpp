@@ -6,29 +6,38 @@
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
+#include "cpu/amx.h"
 #include "cpu/kernel.h"
 
 namespace fusedrnn::cpu {
 namespace {
 struct Candidate {
   const InstructionSet& set;
-  bool runs;  // on this processor
+  bool (*runs)();  // on this processor; asked only of what is wanted, because AMX has to be requested
 };
+
+#if defined(__x86_64__)
+bool runs_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
+}
+#endif
 
 const InstructionSet* choose(
     const char* wanted) {  // null: the widest; null result: not built, or not for this processor
   const Candidate candidates[] = {
+#ifdef FUSEDRNN_HAVE_amx
+      {amx::instruction_set, [] { return runs_avx512() && runs_amx(); }},
+#endif
 #ifdef FUSEDRNN_HAVE_avx512
-      {avx512::instruction_set, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                                    __builtin_cpu_supports("fma")},
+      {avx512::instruction_set, runs_avx512},
 #endif
 #ifdef FUSEDRNN_HAVE_avx2
-      {avx2::instruction_set, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+      {avx2::instruction_set, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif
-      {generic::instruction_set, true}};
+      {generic::instruction_set, [] { return true; }}};
   for (const Candidate& c : candidates)
-    if (c.runs && (!wanted || !std::strcmp(wanted, c.set.name))) return &c.set;
+    if ((!wanted || !std::strcmp(wanted, c.set.name)) && c.runs()) return &c.set;
   return nullptr;
 }
 
@@ -52,6 +61,8 @@ const InstructionSet& instruction_set() {
   }();
   return chosen;
 }
+
+bool multiplies_bfloat() { return instruction_set().bf16.forward && runs_amx(); }
 
 const char* unsupported_isa() {
   static const char* const name = choose(wanted_isa()) ? nullptr : wanted_isa();

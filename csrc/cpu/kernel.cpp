@@ -3,6 +3,9 @@
 // symbol that was compiled for AVX-512 would be merged by the linker for all. tests/test_build.py looks at the symbols.
 #include "cpu/backward.h"
 #include "cpu/forward.h"
+#if defined(__AMX_BF16__)
+#include "cpu/bfloat.h"
+#endif
 
 namespace fusedrnn::cpu::FUSEDRNN_ISA {
 template <class T>
@@ -56,8 +59,31 @@ struct Table {
                                          forward,   backward,  pointwise};
 };
 
+struct BfloatTable {
+#if defined(__AMX_BF16__)
+  static int64_t forward_scratch(const Problem& p, const Plan& plan) {
+    return Table<float>::by_cell(p.cell, [&](auto c) {
+      return ceil_div(BfloatScratch<decltype(c)>(Layout<float, decltype(c)>(p), plan).total, sizeof(Bfloat));
+    });
+  }
+  static void forward(const ForwardCall<Bfloat>& f, int thread) {
+    Table<float>::by_cell(f.problem.cell, [&](auto c) { BfloatForward<decltype(c)>(f, thread).run(); });
+  }
+  static void pointwise(bool tanh, const Bfloat* x, Bfloat* y, int64_t n) {
+    for (int64_t i = 0; i < n; i += Vec<float>::lanes) {
+      const Quick v = load(x + i, n - i);
+      store(rounded((tanh ? hyperbolic_tangent(v) : sigmoid(v)).v), y + i, n - i);
+    }
+  }
+  static constexpr Kernels<Bfloat> kernels = {nullptr, nullptr, forward_scratch, nullptr, forward, nullptr, pointwise};
+#else
+  static constexpr Kernels<Bfloat> kernels = {};
+#endif
+};
+
 #define FUSEDRNN_NAME_(isa) #isa
 #define FUSEDRNN_NAME(isa) FUSEDRNN_NAME_(isa)
-extern const InstructionSet instruction_set = {FUSEDRNN_NAME(FUSEDRNN_ISA), kVectorBytes, kRegisters,
-                                               Table<float>::kernels, Table<double>::kernels};
+extern const InstructionSet instruction_set = {
+    FUSEDRNN_NAME(FUSEDRNN_ISA), kVectorBytes,           kRegisters,
+    Table<float>::kernels,       Table<double>::kernels, BfloatTable::kernels};
 }  // namespace fusedrnn::cpu::FUSEDRNN_ISA

@@ -5,6 +5,10 @@
 #include "recurrence.h"
 
 namespace fusedrnn::cpu {
+struct Bfloat {
+  uint16_t bits;
+};
+
 template <class T>
 struct ForwardCall {
   Problem problem;
@@ -65,6 +69,7 @@ struct InstructionSet {
   int vector_bytes, registers;
   Kernels<float> f32;
   Kernels<double> f64;
+  Kernels<Bfloat> bf16;  // where it multiplies bfloat16: forward without Kept, and nothing else
 };
 namespace generic {
 extern const InstructionSet instruction_set;
@@ -75,16 +80,23 @@ extern const InstructionSet instruction_set;
 namespace avx512 {
 extern const InstructionSet instruction_set;
 }
+namespace amx {
+extern const InstructionSet instruction_set;
+}
 
 int cell_gates(int cell);
 int cell_kept(int cell);
 // The widest instruction set that was built and that this processor runs. FUSEDRNN_ISA=<name> chooses another at start;
 // an unknown or unsupported name is reported by unsupported_isa() (null if there is none) and the widest is used.
 const InstructionSet& instruction_set();
+// Whether its bf16 may run: the system grants a process AMX on demand.
+bool multiplies_bfloat();
 const char* unsupported_isa();
 template <class T>
 const Kernels<T>& kernels() {
-  if constexpr (sizeof(T) == 4)
+  if constexpr (sizeof(T) == 2)
+    return instruction_set().bf16;
+  else if constexpr (sizeof(T) == 4)
     return instruction_set().f32;
   else
     return instruction_set().f64;

@@ -84,7 +84,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer(const Tensor& x, const 
                                                          const OptionalTensor& c0, const std::vector<Tensor>& weights,
                                                          const OptionalTensor& lengths, const OptionalTensor& reset,
                                                          int64_t cell, bool bias, bool save, bool states) {
-  const LayerProblem l(x, h0, c0, weights, lengths, reset, cell, bias);
+  LayerProblem l(x, h0, c0, weights, lengths, reset, cell, bias);
+  l.compute = forward_type(l.type, save);
   const int64_t T = l.problem.T, B = l.problem.B, D = l.problem.S, H = l.problem.H;
   const ScalarType compute = l.compute;
   Tensor y = empty({T, B, D * H}, compute), hn = empty({D, B, H}, compute);
@@ -112,7 +113,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer(const Tensor& x, const 
         [&](const Plan& plan) { return k.forward_scratch(f.problem, plan); },
         [&](int thread) { k.forward(f, thread); });
   };
-  if (B) compute == ScalarType::Double ? run(0.) : run(0.f);
+  if (B) run_in(compute, run);
   return {as_type(y, l.type), as_type(hn, l.type), as_type(cs, l.type), as_type(cn, l.type), kept};
 }
 

@@ -9,12 +9,14 @@ namespace {
 constexpr int64_t kWorthABarrier =
     20 << 10;  // FLOP of a step below which the barrier costs more than a second thread saves
 constexpr int64_t kProjectionRows =
-    192;                            // rows projected at once: enough to read W_ih once for many, few enough for L2
-constexpr int64_t kRingRows = 256;  // rows of gate gradients between two rounds of dW and dx
+    192;  // rows projected at once: enough to read W_ih once for many, few enough for L2
+constexpr int64_t kBfloatProjectionRows = 64;  // likewise, beside both weights in tiles
+constexpr int64_t kRingRows = 256;             // rows of gate gradients between two rounds of dW and dx
 
-// Where packed weights repay their packing, by timing both: forward from H / kPackedFor rows in all; backward, whose
-// weights need no transposition, where more steps or longer rows than these read them.
-constexpr int64_t kPackedFor = 12, kStepsInPlace = 16, kUnitStepsInPlace = 4096;
+// Where packed weights repay their packing, by timing both: forward from H / kPackedFor rows in all, in bfloat16 from
+// more than kBfloatRowsInPlace (which one tile must hold); backward, whose weights need no transposition, where more
+// steps or longer rows than these read them.
+constexpr int64_t kBfloatRowsInPlace = 4, kPackedFor = 12, kStepsInPlace = 16, kUnitStepsInPlace = 4096;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -45,23 +47,27 @@ Plan share_work(const Problem& p, const Machine& machine, int64_t weight_bytes, 
 }
 
 int64_t weight_bytes(const Problem& p, int gates, int element_bytes, const Machine& machine) {
-  const int64_t lanes = machine.vector_bytes / element_bytes;
+  const int64_t lanes = machine.vector_bytes / std::max(element_bytes, 4);
   return p.H * gates * ceil_div(p.H, lanes) * lanes * element_bytes;
 }
 }  // namespace
 
 Plan plan_forward(const Problem& p, int gates, int element_bytes, const Machine& machine) {
   const int64_t bytes = weight_bytes(p, gates, element_bytes, machine),
-                vectors = ceil_div(p.H, machine.vector_bytes / element_bytes);
+                vectors = ceil_div(p.H, machine.vector_bytes / std::max(element_bytes, 4));
   Plan plan = share_work(p, machine, bytes, element_bytes, ceil_div(vectors, gates == 1 ? kMaxPanel : 1));
   const int64_t rows = ceil_div(p.B, plan.batches);
   // Half as wide a block lets all rows share one pass over the weights.
   const bool one_pass = rows > block_rows(machine.registers, 4) && rows <= block_rows(machine.registers, 2);
   if (gates == 4 && (one_pass || bytes / plan.columns > machine.l2_bytes)) plan.lstm_cols = 2;
-  plan.chunk = p.I ? std::clamp<int64_t>(ceil_div(kProjectionRows, std::max<int64_t>(rows, 1)), 1, p.T) : 1;
+  plan.chunk = p.I ? std::clamp<int64_t>(ceil_div(element_bytes == 2 ? kBfloatProjectionRows : kProjectionRows,
+                                                  std::max<int64_t>(rows, 1)),
+                                         1, p.T)
+                   : 1;
   // Packing pays from so many rows on; dot products cost H / lanes multiplications and about three exchanges each.
   // Not in double, where results are not to depend on how many steps a call takes.
-  plan.in_place = element_bytes == 4 && kPackedFor * p.T * p.B <= p.H;
+  plan.in_place =
+      element_bytes == 2 ? p.T * p.B <= kBfloatRowsInPlace : element_bytes == 4 && kPackedFor * p.T * p.B <= p.H;
   return plan;
 }
 

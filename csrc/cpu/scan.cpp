@@ -36,7 +36,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
   check_type(gates_x.scalar_type());
   const Sizes n = check_scan(gates_x, h0, c0, weight_hh, bias_hh, cell, directions);
   const int64_t T = n.T, B = n.B, S = n.S, H = n.H, G = n.G, Z = n.Z;
-  const ScalarType type = gates_x.scalar_type(), compute = compute_type(type);
+  const ScalarType type = gates_x.scalar_type(), compute = forward_type(type, save);
   const bool lstm = cell == kLstm;
 
   Tensor y = empty({T, B, S, H}, compute), hn = empty({S, B, H}, compute);
@@ -63,7 +63,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
         [&](const Plan& plan) { return k.forward_scratch(f.problem, plan); },
         [&](int thread) { k.forward(f, thread); });
   };
-  if (B) compute == ScalarType::Double ? run(0.) : run(0.f);
+  if (B) run_in(compute, run);
   return {as_type(y, type), as_type(hn, type), as_type(gates, type), as_type(cs, type), as_type(cn, type)};
 }
 
@@ -123,11 +123,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
 
 Tensor pointwise(const Tensor& x, bool tanh) {
   check_type(x.scalar_type());
-  STD_TORCH_CHECK(x.scalar_type() != ScalarType::BFloat16 && x.is_contiguous(),
-                  "fusedrnn: pointwise: expected a contiguous float32 or float64 tensor");
+  const bool narrow = x.scalar_type() == ScalarType::BFloat16;
+  STD_TORCH_CHECK(x.is_contiguous() && (!narrow || multiplies_bfloat()),
+                  "fusedrnn: pointwise: expected a contiguous float32 or float64 tensor, or bfloat16 with AMX");
   Tensor y = torch::stable::empty_like(x);
   if (x.scalar_type() == ScalarType::Double)
     kernels<double>().pointwise(tanh, data<const double>(x), data<double>(y), x.numel());
+  else if (narrow)
+    kernels<Bfloat>().pointwise(tanh, data<const Bfloat>(x), data<Bfloat>(y), x.numel());
   else
     kernels<float>().pointwise(tanh, data<const float>(x), data<float>(y), x.numel());
   return y;

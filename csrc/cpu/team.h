@@ -8,6 +8,7 @@
 
 #include "cpu/kernel.h"
 #include "cpu/pool.h"
+#include "tensors.h"
 
 namespace fusedrnn::cpu {
 // Runs body(0) to body(n - 1) at once, one a thread. Returns n, or, where torch has a smaller team to give (a nested or
@@ -24,6 +25,22 @@ int run_at_once(int n, const F& body) {
     if (begin == 0) team = int((n * kPiece + end - 1) / end);
   });
   return team;
+}
+
+// What a forward pass computes in: bfloat16 itself only where nothing is kept for backward.
+inline ScalarType forward_type(ScalarType type, bool save) {
+  return type == ScalarType::BFloat16 && !save && multiplies_bfloat() ? type : compute_type(type);
+}
+template <class Run>
+void run_in(ScalarType compute, const Run& run) {
+  switch (compute) {
+    case ScalarType::Double:
+      return run(0.);
+    case ScalarType::Float:
+      return run(0.f);
+    default:
+      return run(Bfloat{});
+  }
 }
 
 // Plans, gives scratch memory and runs until a team of the planned size was to be had.
