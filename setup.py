@@ -135,7 +135,8 @@ def extensions():
     except ImportError:
         say("no torch in the target environment yet: the kernels are compiled at the first import")
         return [], {}
-    if package_build.compiler() is None:
+    compiler = package_build.compiler()
+    if compiler is None:
         name = os.environ.get("CXX", "c++")
         say(f"no C++ compiler ({name}): installing without kernels; install g++ or clang++, then repeat this command")
         return [], {}
@@ -149,6 +150,9 @@ def extensions():
     except ImportError:
         pass
     isas = sources.instruction_sets()
+    for name in [name for name, flags in isas.items() if sources.unknown(compiler, flags)]:
+        say(f"{compiler} does not know {name}'s instructions: installing without that kernel")
+        del isas[name]
     common = {
         "include_dirs": [str(ROOT / "csrc"), *torch_ext.include_paths()],
         "library_dirs": torch_ext.library_paths(),

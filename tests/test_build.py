@@ -105,6 +105,16 @@ def test_every_source_belongs_to_a_library() -> None:
     assert len(sources.instruction_sets()) == (4 if platform.machine() in ("x86_64", "AMD64") else 1)
 
 
+def test_a_compiler_too_old_for_an_instruction_set_is_seen(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.write_text('#!/bin/sh\ncase "$*" in *-mamx-tile*) exit 1;; esac\nexec c++ "$@"\n')
+    old.chmod(0o755)
+    if _build.compiler() is None:
+        lacking("no C++ compiler")
+    known = [name for name, flags in sources.instruction_sets().items() if not sources.unknown(str(old), flags)]
+    assert known == [name for name in sources.instruction_sets() if name != "amx"]
+
+
 @pytest.fixture(scope="module")
 def cmake(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """(cmake, a configured build folder)"""

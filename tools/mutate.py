@@ -38,6 +38,7 @@ LATE_US, MOST_SECONDS = 250, 120  # of a thread that comes late; of one run, whi
 SPLITS, THREADS = ("columns", "batch"), (2, 3, 4)  # on four: two directions at once, each on a team of two
 LOOPS = FORWARD, BACKWARD, BFLOAT = tuple(f"csrc/cpu/{name}.h" for name in ("forward", "backward", "bfloat"))
 BARRIER, LAYOUT, NOISE = (f"csrc/cpu/{name}.h" for name in ("barrier", "layout", "noise"))
+SOURCES = (*LOOPS, BARRIER, LAYOUT, NOISE)
 WAIT = re.compile(r"\b(all|team)\.wait\(\)(?=;)")
 
 
@@ -221,14 +222,14 @@ def mutated(texts: dict[str, str]) -> tuple[dict[str, str], list[str]]:
         names.append(what)
         change = place.replace(old, choice(new, old), 1) if old else choice("void()", f"void({place})")
         texts[file] = replaced(texts[file], place, change, file)
-    for file in (*LOOPS, BARRIER, LAYOUT, NOISE):
+    for file in SOURCES:
         texts[file] = replaced(texts[file], "#pragma once\n", '#pragma once\n#include "cpu/lateness.h"\n', file)
     return texts, names
 
 
 def read() -> dict[str, str]:
     """The sources that are changed."""
-    for file in (*LOOPS, BARRIER, LAYOUT, NOISE):
+    return {file: (ROOT / file).read_text() for file in SOURCES}
 
 
 def build(copy: Path, flags: Iterable[str]) -> list[str]:

@@ -4,7 +4,10 @@ tests/test_build.py compares what the two compile.
 
 from __future__ import annotations
 
+import os
 import platform
+import shlex
+import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,10 +43,16 @@ def cuda() -> list[str]:
 
 
 def instruction_sets() -> dict[str, list[str]]:
-    """The rows of csrc/isa.txt that this machine's compiler can build, each with all its flags."""
+    """The rows of csrc/isa.txt for this machine, each with all its flags."""
     machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
     lines = (ROOT / "csrc" / "isa.txt").read_text().splitlines()
     rows = [line.split() for line in lines if line.strip() and not line.startswith("#")]
     flags = {name: flags for name, where, *flags in rows if where in ("any", machine)}
     common = flags.pop("common", [])
     return {name: common + own for name, own in flags.items()}
+
+
+def unknown(compiler: str, flags: list[str]) -> bool:
+    """Whether a compiler is too old for an instruction set's flags."""
+    nothing = [*shlex.split(compiler), *flags, "-x", "c++", "-fsyntax-only", os.devnull]
+    return subprocess.run(nothing, capture_output=True, check=False).returncode != 0
