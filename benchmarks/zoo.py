@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import PAD
+from .encoders import positions
 from .models import CNN2, RECURRENT, TEXT_MODELS, BiRNN, Recurrent, RecurrentClassifier, Table, TextCNN, final, layers
 
 ATTENTION_WIDTH, HEADS, ATTENTION_DROPOUT = 128, 4, 0.1
@@ -36,19 +37,12 @@ class SelfAttention(nn.Module):
         tokens = tokens.t()
         padding = tokens == PAD
         x = self.widen(self.embedding(tokens))
-        y = self.encoder(x + positions(x.shape[1], x.shape[2]).to(x), src_key_padding_mask=padding)
+        y = self.encoder(x + positions(x.shape[1], x.shape[2])[:, 0].to(x), src_key_padding_mask=padding)
         real = (~padding).unsqueeze(-1)
         return self.head((y * real).sum(1) / real.sum(1))
 
     def serial(self, steps: int) -> int:
         return 8  # widening; queries with keys and values, scores, mixing, output, two of the feed-forward part; head
-
-
-def positions(steps: int, width: int) -> Tensor:
-    """Sines and cosines of the step, [T, width], at wavelengths from 2 pi to 10,000 times that."""
-    rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000) / width))
-    angles = torch.arange(steps)[:, None] * rates
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
 
 class ConvolutionBiGRU(nn.Module):
