@@ -6,7 +6,7 @@
     step      a launch a step
 
 What is here was compiled for sm_80, sm_89 and sm_90 by Triton 3.6 and 3.9, with and without lengths and resets,
-forward and backward, and spills no register, but for some float64 kernels of an LSTM by Triton 3.6:
+forward and backward, and spills no register, but for some float64 tiles of an LSTM by Triton 3.6:
 `python tools/triton_check.py 80 89 90` does it again. Nothing is tuned at run time, and no time below was measured on a
 GPU.
 """
@@ -223,9 +223,9 @@ def _grid(cell: int, B: int, S: int, H: int, kind: str, precision: str, backward
 
 
 def _tiled(cell: int, kind: str, precision: str, regime: str, device: Device) -> Plan:
-    if kind == "half":  # wider, GRU and LSTM spill on sm_89
-        small = _column(device) == 89 and cell in (GRU, LSTM)
-        return Plan(regime, precision, stages=2, inner=32 if small else 64)
+    if kind == "half":  # wider, an LSTM spills, and on sm_89 a GRU
+        small = cell == LSTM or (cell == GRU and _column(device) == 89)
+        return Plan(regime, precision, stages=2, inner=32 if small else 64, warps=8 if cell == LSTM else 4)
     units = 16 if kind == "fp64" else 32
     inner = 16 if kind == "tf32x3" and cell == LSTM else units  # with lengths and resets 32 spill
     return Plan(regime, precision, units=units, inner=inner)
