@@ -33,7 +33,7 @@ _ALL = (
     _study(text, 10, 70, 1500),
     _study(cells, 6, 50, 500),
     _study(gradients, 3, 12, 90),
-    _study(checkpointing, 3, 30, 400),
+    _study(checkpointing, 3, 40, 400),
     _study(recurrence, 3, 20, 250),
     _study(flatten_parameters, 3, 10, 60),
     _study(serving, 5, 30, 130),

@@ -53,6 +53,8 @@ RATIOS = (
     (TIME_SEGMENTS, FUSED_RECOMPUTE.name),
 )
 """Whose time over whose, round by round."""
+JUDGED = (NN.name, TIME_SEGMENTS, FUSED_RECOMPUTE.name)
+"""Whose peak the verdicts stand on: measured first."""
 SIZES = {"B": 16, "I": 128, "H": 128}
 GRID = {
     "quick": [Case("gru", 64, 4, 16, 16)],
@@ -107,7 +109,7 @@ def _case(ctx: Context, case: Case, seconds: float) -> None:
             ctx.recorder.add(measured(STUDY, "time_ratio", f"{above}/{below}", values, case, provider=above, **where))
     if case.output_bytes < PEAK_FROM_BYTES:
         return
-    for provider in providers:
+    for provider in sorted(providers, key=lambda provider: provider.name not in JUDGED):
         ctx.progress.show(f"peak memory {case.name}, {provider.name}")
         peak = _peak(ctx, provider, case, calls[provider.name])
         if isinstance(peak, str):
@@ -128,7 +130,7 @@ def _memory(rows: Sequence[Row], case: str) -> tuple[dict[str, float], str]:
     """Bytes by provider: the peak where it was measured of everyone, else what is kept."""
     for metric, label in (("bytes_peak", "peak"), ("bytes_kept", "kept")):
         found = {row.provider: row.p50 for row in select(rows, metric=metric, case=case)}
-        if {NN.name, TIME_SEGMENTS, FUSED_RECOMPUTE.name} <= found.keys():
+        if set(JUDGED) <= found.keys():
             return found, label
     return {}, ""
 
