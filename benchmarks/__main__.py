@@ -31,7 +31,7 @@ from .studies.base import Budget, Context
 
 INTERRUPTED = 130
 ENVIRONMENT = "env.json"
-SAME = ("effort", "data", "embeddings", "processes", "torch", "fusedrnn", "threads")
+SAME = ("effort", "data", "embeddings", "processes", "torch", "fusedrnn", "kernels", "threads")
 """Of the environment: what rows of one folder have in common."""
 TRAINED = ("text", "cells")
 SHOWN = 40

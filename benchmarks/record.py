@@ -8,6 +8,7 @@ import dataclasses
 import datetime
 import errno
 import functools
+import importlib
 import importlib.metadata
 import io
 import json
@@ -284,8 +285,9 @@ def environment() -> dict[str, Any]:
         fused = fused_module()
         version = getattr(fused, "__version__", "unknown")
         backend = chosen_backend(fused.GRU(8, 8), torch.zeros(2, 1, 8))
+        sources = importlib.import_module("fusedrnn._build").read_record().get("sources")
     except Exception as error:  # a broken build is a fact of the environment, whatever it raises
-        version, backend = f"not importable ({type(error).__name__})", "none"
+        version, backend, sources = f"not importable ({type(error).__name__})", "none", None
     sha, changes = (
         _git("rev-parse", "HEAD"),
         _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results"),
@@ -303,6 +305,7 @@ def environment() -> dict[str, Any]:
         "onnxruntime": _version("onnxruntime"),
         "allocator": _allocator(),
         "fusedrnn": version,
+        "kernels": sources,
         "backend": backend,
         "git_sha": sha,
         "git_dirty": None if changes is None else bool(changes),

@@ -33,7 +33,8 @@ def frozen(model: Model) -> Iterator[Model]:
 
     Inside, parametrizations and weight norm are evaluated once and not at every call, autocast's copies of the weights
     are made once a dtype, and on the CPU a call of a shape seen before (no masks, no autocast) goes to the kernel
-    without the checks of the first. Results are those of the layer outside, bit for bit. On a GPU the first two hold.
+    without the checks of the first. Results are those of the layer outside, bit for bit. On a GPU (where it has not
+    run yet) the first two shall hold.
 
     Weights must not change inside: whether a change is seen is not defined. No counter is watched, since writes through
     `.data` move none. Compiled graphs and weights given by functional_call are used as they are. Cells are left alone:

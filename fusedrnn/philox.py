@@ -30,7 +30,7 @@ ZONEOUT_H, ZONEOUT_C, DROPOUT = range(3)
 def new_keys(layers: int, device: torch.device) -> Tensor:
     """A key a layer, int64 [L,2] of 32-bit words, from torch's generator of the device; stays there, unread.
 
-    So torch.manual_seed makes it again, and a CUDA graph draws another one at each replay.
+    So torch.manual_seed makes it again, and a CUDA graph shall draw another one at each replay (not yet run on a GPU).
     """
     return torch.randint(2**32, (layers, 2), device=device, dtype=torch.int64)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from functools import partial
 from pathlib import Path
 
@@ -129,6 +130,10 @@ def test_rows_of_other_arguments_are_refused_and_kept(
     before = (tmp_path / "rows.csv").read_bytes()
     assert command.main(["study", "s", "--out", str(tmp_path)]) == 2
     assert "effort 'quick', now 'default'" in capsys.readouterr().err
+    facts = json.loads((tmp_path / "env.json").read_text())
+    (tmp_path / "env.json").write_text(json.dumps(facts | {"kernels": "others"}))
+    assert _command(tmp_path) == 2
+    assert "kernels 'others', now" in capsys.readouterr().err
     (tmp_path / "env.json").unlink()
     assert _command(tmp_path) == 2
     assert "give --overwrite" in capsys.readouterr().err

@@ -70,8 +70,8 @@ class Report:
 def jobs(sm: int) -> list[Job]:
     """Every kernel that a plan for this architecture can name; of equal ones, the widest.
 
-    Where W_hh is held: plain, with lengths and resets, and with these for an H that 16 does not divide. (Layers fill up
-    to a multiple of 8.) Elsewhere with lengths and resets alone.
+    With lengths and resets, and with these for an H that 16 does not divide (layers fill up to a multiple of 8); where
+    W_hh is held also without.
     """
     found: dict[tuple[Any, ...], Job] = {}
     device = DEVICES[sm]
@@ -80,7 +80,7 @@ def jobs(sm: int) -> list[Job]:
         if regime == "grid" and width not in config.WIDTHS:
             continue
         for masked, H in ((False, width), (True, width), (True, width - 8)):
-            if regime not in HOLDS and (not masked or width > H):
+            if regime not in HOLDS and not masked:
                 continue
             try:
                 how = config.plan(cell, 512, 16, 1, H, dtype, precision, backward, device, regime, masked)
