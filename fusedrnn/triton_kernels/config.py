@@ -227,7 +227,7 @@ def _tiled(cell: int, kind: str, precision: str, regime: str, device: Device) ->
         small = cell == LSTM or (cell == GRU and _column(device) == 89)
         return Plan(regime, precision, stages=2, inner=32 if small else 64, warps=8 if cell == LSTM else 4)
     units = 16 if kind == "fp64" else 32
-    inner = 16 if kind == "tf32x3" and cell == LSTM else units  # with lengths and resets 32 spill
+    inner = 16 if kind == "tf32x3" and cell in (GRU, LSTM) else units  # with lengths and resets 32 spill
     return Plan(regime, precision, units=units, inner=inner)
 
 
