@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import compare, figures, memory, parallel, report, sweep
+from . import beyond, compare, figures, memory, parallel, report, sweep
 from .arguments import parser
 from .cases import FIGURE_SHAPES, MODES, Case
 from .corpora import corpus
@@ -200,6 +200,12 @@ def run_peak(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_beyond(options: argparse.Namespace) -> int:
+    table = beyond.run(options.out, budget_s=options.budget, overwrite=options.overwrite)
+    print(table.read_text(encoding="utf-8"))
+    return 0
+
+
 def _check_shapes(options: argparse.Namespace) -> None:
     if outside := [shape for shape in options.shapes if not 0 <= shape < len(FIGURE_SHAPES)]:
         raise DataError(f"--shapes: {outside} not in 0 to {len(FIGURE_SHAPES) - 1}")
@@ -239,6 +245,7 @@ COMMANDS = {
     "figures": run_figures,
     "sweep": run_sweep,
     "peak": run_peak,
+    "beyond": run_beyond,
     "gpu": run_gpu,
     "gpu-table": run_gpu_table,
     "report": run_report,

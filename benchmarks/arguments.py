@@ -104,6 +104,13 @@ def parser() -> argparse.ArgumentParser:
     memory.add_argument("--out", type=Path, default=DEFAULT_OUT)
     memory.add_argument("--overwrite", action="store_true", help="measure again what is there")
 
+    beyond = commands.add_parser(
+        "beyond", help="second derivatives, gradients of rows, rebuilt gates, streams (2 minutes)"
+    )
+    beyond.add_argument("--budget", type=_seconds, default=2.0, metavar="S", help="seconds a case (%(default)s)")
+    beyond.add_argument("--out", type=Path, default=DEFAULT_OUT)
+    beyond.add_argument("--overwrite", action="store_true", help="measure again what is there")
+
     device = commands.add_parser("gpu", help="the grid against cuDNN; takes up a run that was cut off")
     device.add_argument("--out", type=Path, default=DEFAULT_OUT / "grid.csv", help="the CSV (default: %(default)s)")
     device.add_argument("--budget", type=_seconds, default=180.0, metavar="S", help="seconds in all (%(default)s)")
