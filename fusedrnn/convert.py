@@ -66,8 +66,8 @@ def revert(model: Model) -> Model:
     for module in found:
         if getattr(module, "layer_norm", False):
             raise ValueError(
-                f"revert: a {type(module).__name__} has layer_norm, which torch's layers have not: their Parameters are "
-                "others. Leave it out of the model that is reverted"
+                f"revert: a {type(module).__name__} has layer_norm, which torch's layers have not, nor its Parameters. "
+                "Leave it out of the model that is reverted"
             )
         if names := regularisers(module):
             raise ValueError(

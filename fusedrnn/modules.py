@@ -82,7 +82,7 @@ class _Layer(StandIn, nn.RNNBase):
 
     def _add_norms(self) -> None:
         """Puts the Parameters of layer normalisation behind each direction's others."""
-        like, spec = self.weight_ih_l0, by_mode(self.mode)
+        (like,), spec = self._read(("weight_ih_l0",)), by_mode(self.mode)
         for names in self._all_weights:
             for name in norm_names(spec, self.bias):
                 names.append(name + names[0].removeprefix("weight_ih"))
@@ -375,7 +375,8 @@ class LSTM(_Layer):
 
     Attributes: as `GRU` with 4*H rows in the order i, f, g, o and P columns of W_hh where h is projected, and
         weight_hr_l{k}, ...: [P, H], with `proj_size`.
-        weight_ln_c_l{k}, bias_ln_c_l{k}, ...: gain and shift of c [H], with `layer_norm`; no shift without `bias`. 1, 0.
+        weight_ln_c_l{k}, bias_ln_c_l{k}, ...: gain and shift of c [H], 1 and 0, with `layer_norm`; without `bias` no
+            shift.
 
     Source: Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000 and no peepholes; the projection
         is that of Sak et al. 2014, arXiv:1402.1128.

@@ -85,7 +85,7 @@ def advance(
     if cell == LSTM:
         i, f, g, o = gates.chunk(4, -1)
         c = f * cast(Tensor, c) + i * g
-        return o * torch.tanh(F.layer_norm(c, c.shape[-1:], *norm_c) if norm_c else c), c
+        return o * torch.tanh(_norm(c, *norm_c) if norm_c else c), c
     return gates, None
 
 
@@ -95,8 +95,12 @@ def normalised(product: Tensor, gain: Tensor, cell: CellSpec) -> Tensor:
     """
     units = product.shape[-1] // len(cell.gates)
     sizes = [2 * units, units] if cell == GRU else [product.shape[-1]]
-    parts = zip(product.split(sizes, -1), gain.split(sizes), strict=True)
-    return torch.cat([F.layer_norm(part, part.shape[-1:], own) for part, own in parts], -1)
+    parts = zip(torch.split_with_sizes(product, sizes, -1), torch.split_with_sizes(gain, sizes), strict=True)
+    return torch.cat([_norm(part, own) for part, own in parts], -1)
+
+
+def _norm(t: Tensor, gain: Tensor, shift: Tensor | None = None) -> Tensor:
+    return F.layer_norm(t, t.shape[-1:], gain, shift)
 
 
 def layer(
