@@ -16,7 +16,7 @@ import torch
 
 from . import gpu_plan, measured, modes, ops, products, triton_plan
 from .errors import BackendUnavailable, UnsupportedProblem
-from .spec import LSTM, NOISE, Problem
+from .spec import LSTM, OF_THE_LOOP, Problem
 from .triton_kernels import config
 
 AUTO = "auto"
@@ -50,8 +50,8 @@ class Backend:
     unavailable: Callable[[], Reason] = _always
 
 
-def _no_noise(p: Problem) -> Reason:
-    asked = [name for name in NOISE if getattr(p, name)]
+def _plain_loop(p: Problem) -> Reason:
+    asked = [name for name in OF_THE_LOOP if getattr(p, name)]
     return f"its kernels have no {', '.join(asked)}" if asked else None
 
 
@@ -64,6 +64,8 @@ def _cpu_why_not(p: Problem) -> Reason:
         return f"it computes in float32, float64 and bfloat16, not in {dtype_name(p.dtype)}"
     if p.zoneout and not p.drawn and p.grad and not p.cell.kept:
         return "in eval it has no gradients of an RNN with zoneout"
+    if p.layer_norm:
+        return "its kernel has no layer_norm"
     return "it has no projection (proj_size)" if p.proj_size else None
 
 
@@ -92,7 +94,7 @@ def _cuda_why_not(p: Problem) -> Reason:
         return ops.cuda_missing
     if p.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         return f"it computes in float16, bfloat16, float32 and float64, not in {dtype_name(p.dtype)}"
-    return "it has no projection (proj_size)" if p.proj_size else _no_noise(p)
+    return "it has no projection (proj_size)" if p.proj_size else _plain_loop(p)
 
 
 @modes.constant
@@ -194,7 +196,8 @@ CPU_SLOWER: tuple[tuple[Callable[[Problem], bool], str], ...] = (
 
 
 def _aten_why_not(p: Problem) -> Reason:
-    asked = [name for name in ("lengths", "reset", "return_states", "recompute", "bptt", *NOISE) if getattr(p, name)]
+    own = ("lengths", "reset", "return_states", "recompute", "bptt", *OF_THE_LOOP)
+    asked = [name for name in own if getattr(p, name)]
     return f"torch's own op has no {', '.join(asked)}" if asked else None
 
 

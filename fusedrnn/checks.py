@@ -143,6 +143,12 @@ def probability(name: str, value: Any, states: int = 1) -> None:
         raise ValueError(f"{name} should be a number in range [0, 1]{pair}, got {value!r}")
 
 
+def layer_norm(value: object) -> None:
+    """Whether there is one; not which."""
+    if not isinstance(value, bool):
+        raise TypeError(f"layer_norm: Expected True or False, got {type(value).__name__}")
+
+
 def bptt(steps: object) -> None:
     """A number of steps, or None."""
     if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool)):

@@ -59,11 +59,16 @@ def revert(model: Model) -> Model:
 
     Raises:
         TypeError: model is not a module.
-        ValueError: a layer has zoneout, recurrent_dropout or weight_dropout, which torch's have not; nothing has been
-            reverted then.
+        ValueError: a layer has zoneout, recurrent_dropout, weight_dropout or layer_norm, which torch's have not;
+            nothing has been reverted then.
     """
     found = [module for module in _modules(model, "revert") if _target(module, _STOCK) is not None]
     for module in found:
+        if getattr(module, "layer_norm", False):
+            raise ValueError(
+                f"revert: a {type(module).__name__} has layer_norm, which torch's layers have not, nor its Parameters. "
+                "Leave it out of the model that is reverted"
+            )
         if names := regularisers(module):
             raise ValueError(
                 f"revert: a {type(module).__name__} has {', '.join(names)}, which torch's layers have not: what it "

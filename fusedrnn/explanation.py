@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import checks, gpu_plan, jagged, modes, triton_plan
 from .backends import AUTO, BACKENDS, dtype_name, override, pick
 from .errors import BackendUnavailable, UnsupportedProblem
-from .spec import NOISE, Problem, by_mode, rates
+from .spec import OF_THE_LOOP, Problem, by_mode, rates
 from .stack import compute_dtype, truncates
 
 
@@ -68,7 +68,7 @@ class Explanation:
     def __str__(self) -> str:
         p = self.problem
         sizes = [f"{name}={getattr(p, name)}" for name in ("T", "B", "I", "H", "L", "D", "proj_size")]
-        flags = ("grad", "packed", "lengths", "reset", "return_states", "recompute", "bptt", *NOISE, "traced")
+        flags = ("grad", "packed", "lengths", "reset", "return_states", "recompute", "bptt", *OF_THE_LOOP, "traced")
         asks = [name for name in flags if getattr(p, name)]
         head = " ".join([p.cell.mode, *sizes[: 7 if p.proj_size else 6], dtype_name(p.dtype), p.device, *asks])
         chosen = self.chosen or ""
@@ -166,4 +166,5 @@ def _problem(
         any(noise[:2]),
         any(noise[2:]),
         bool(noise) and training,
+        getattr(layer, "layer_norm", False),
     )

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from . import backends, checks
-from .spec import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec
+from .spec import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec, norm_names
 from .stack import recurrent
 from .standin import REGULARISERS
 
@@ -34,6 +34,7 @@ def gru(
     recurrent_dropout: float = 0.0,
     weight_dropout: float = 0.0,
     bptt: int | None = None,
+    layer_norm: bool = False,
     backend: str = backends.AUTO,
 ) -> Any:
     """A GRU's layers.
@@ -44,7 +45,8 @@ def gru(
         input: [T,B,I], [B,T,I] with `batch_first`; any strides, any dtype of the backend's.
         hx: h_0 [L*D,B,H], zeros if None.
         weights: per layer, per direction weight_ih [3*H, I or D*H], weight_hh [3*H,H] and, with `bias`, bias_ih and
-            bias_hh [3*H]; rows r, z, n. The parameters of torch.nn.GRU stand in this order.
+            bias_hh [3*H]; rows r, z, n. With `layer_norm`, behind them weight_ln_ih and weight_ln_hh [3*H]. The
+            parameters of torch.nn.GRU, and of the layers here, stand in this order.
         bias: whether there are biases.
         num_layers: L.
         dropout: probability with which an output of every layer but the last is zeroed.
@@ -62,6 +64,7 @@ def gru(
         recurrent_dropout: probability with which W_hh does not see a unit of the state, in a whole sequence.
         weight_dropout: probability with which a number of W_hh is dropped, in a whole call.
         bptt: k: no gradient crosses from step k to step k-1, 2k to 2k-1, ..., in either direction; the states do.
+        layer_norm: whether the products with W_ih and W_hh are normalised, each by itself (docs/maths.md).
         backend: "auto", or a name, which then takes the call or says why it cannot.
 
     Returns:
@@ -97,6 +100,7 @@ def gru(
         recurrent_dropout=recurrent_dropout,
         weight_dropout=weight_dropout,
         bptt=bptt,
+        layer_norm=layer_norm,
         backend=backend,
     )
 
@@ -121,6 +125,7 @@ def lstm(
     recurrent_dropout: float = 0.0,
     weight_dropout: float = 0.0,
     bptt: int | None = None,
+    layer_norm: bool = False,
     backend: str = backends.AUTO,
 ) -> Any:
     """An LSTM's layers.
@@ -129,7 +134,9 @@ def lstm(
 
     Args, Raises and numerics as `gru`, but:
         hx: (h_0 [L*D,B,H], c_0 [L*D,B,H]).
-        weights: 4*H rows in the order i, f, g, o; with `proj_size`, also weight_hr [P,H], last of each direction.
+        weights: 4*H rows in the order i, f, g, o; with `proj_size`, also weight_hr [P,H], behind the biases. With
+            `layer_norm`, at the end of each direction weight_ln_ih and weight_ln_hh [4*H], weight_ln_c and, with
+            `bias`, bias_ln_c [H].
         proj_size: P: h' = W_hr (o tanh(c')), so that h_0, h_n and the outputs have P numbers where they had H.
         zoneout: one probability for h and c, or a pair.
 
@@ -158,6 +165,7 @@ def lstm(
         recurrent_dropout=recurrent_dropout,
         weight_dropout=weight_dropout,
         bptt=bptt,
+        layer_norm=layer_norm,
         backend=backend,
     )
 
@@ -182,6 +190,7 @@ def rnn(
     recurrent_dropout: float = 0.0,
     weight_dropout: float = 0.0,
     bptt: int | None = None,
+    layer_norm: bool = False,
     backend: str = backends.AUTO,
 ) -> Any:
     """An Elman RNN's layers: h' = tanh(W_i x + b_i + W_h h + b_h), or relu.
@@ -210,6 +219,7 @@ def rnn(
         recurrent_dropout=recurrent_dropout,
         weight_dropout=weight_dropout,
         bptt=bptt,
+        layer_norm=layer_norm,
         backend=backend,
     )
 
@@ -233,8 +243,10 @@ def _public(
         input = input.transpose(0, 1)
         reset = None if reset is None else reset.transpose(0, 1)
     layers, directions = options["num_layers"], 2 if options["bidirectional"] else 1
+    checks.layer_norm(options["layer_norm"])
+    norms = norm_names(spec, options["bias"]) if options["layer_norm"] else ()
     hidden_size, proj_size = _check_weights(
-        spec, weights, layers, directions, options["bias"], options.get("proj_size", 0)
+        spec, weights, layers, directions, options["bias"], options.get("proj_size", 0), norms
     )
     edge = (layers * directions, input.shape[1])
     sizes = [(*edge, proj_size or hidden_size), (*edge, hidden_size)][: len(spec.states)]
@@ -254,10 +266,17 @@ def _public(
 
 
 def _check_weights(
-    spec: CellSpec, weights: Sequence[Tensor], layers: int, directions: int, bias: bool, proj_size: int
+    spec: CellSpec,
+    weights: Sequence[Tensor],
+    layers: int,
+    directions: int,
+    bias: bool,
+    proj_size: int,
+    norms: Sequence[str],
 ) -> tuple[int, int]:
     """Numbers, shapes, one dtype and device. Returns (H, P)."""
     names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if bias else []), *(["weight_hr"] if proj_size else [])]
+    names += norms
     expected = layers * directions * len(names)
     if len(weights) != expected:
         raise ValueError(
@@ -269,7 +288,9 @@ def _check_weights(
     for i, weight in enumerate(weights):
         name, layer = names[i % len(names)], i // (len(names) * directions)
         inputs = weights[0].shape[1] if layer == 0 else directions * out
+        size: dict[str, tuple[int, ...]]
         size = {"weight_ih": (gates, inputs), "weight_hh": (gates, out), "weight_hr": (proj_size, hidden_size)}
+        size |= dict.fromkeys(("weight_ln_c", "bias_ln_c"), (hidden_size,))
         if weight.shape != size.get(name, (gates,)):
             raise RuntimeError(
                 f"{name} of layer {layer}: Expected size {size.get(name, (gates,))}, got {list(weight.shape)}"

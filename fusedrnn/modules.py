@@ -8,6 +8,7 @@ Over 400 lines: three layers with their signatures in full, which editors and ty
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, overload
 
@@ -17,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import checks, functional, jagged, onnx, packed
 from .errors import UnsupportedProblem
-from .spec import by_mode
+from .spec import by_mode, norm_names
 from .standin import REGULARISERS, StandIn, onnx_exports, regularisers, torchscript_traces
 
 
@@ -55,9 +56,13 @@ class _Layer(StandIn, nn.RNNBase):
         recurrent_dropout: float = 0.0,
         weight_dropout: float = 0.0,
         bptt: int | None = None,
+        layer_norm: bool = False,
         **kwargs: Any,
     ) -> None:
+        checks.layer_norm(layer_norm)
         nn.RNNBase.__init__(self, mode, *args, **kwargs)
+        if layer_norm:
+            self._add_norms()
         self.backend = backend
         self.recompute = recompute
         self.bptt = bptt
@@ -70,10 +75,37 @@ class _Layer(StandIn, nn.RNNBase):
             checks.probability(name, value, 2 if name == "zoneout" and self.mode == "LSTM" else 1)
         super().__setattr__(name, value)
 
+    @property
+    def layer_norm(self) -> bool:
+        """Whether there is layer normalisation, with Parameters of its own: said when a layer is made."""
+        return "weight_ln_ih_l0" in self._flat_weights_names
+
+    def _add_norms(self) -> None:
+        """Puts the Parameters of layer normalisation behind each direction's others."""
+        (like,), spec = self._read(("weight_ih_l0",)), by_mode(self.mode)
+        for names in self._all_weights:
+            for name in norm_names(spec, self.bias):
+                names.append(name + names[0].removeprefix("weight_ih"))
+                rows, fill = self.hidden_size if name.endswith("_c") else len(like), name.startswith("weight")
+                setattr(self, names[-1], nn.Parameter(like.new_full((rows,), float(fill))))
+        self._flat_weights_names = [name for names in self._all_weights for name in names]
+        for name in self._flat_weights_names:  # parameters() are in the order of fusedrnn.functional
+            self._parameters[name] = self._parameters.pop(name)
+        self._init_flat_weights()
+
+    def reset_parameters(self) -> None:
+        """Draws as torch's layers do, with or without layer normalisation; its gains become 1, the shift of c 0."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        for name, p in self.named_parameters():
+            if "_ln_" in name:
+                nn.init.constant_(p, float("weight_ln_" in name))
+            else:
+                nn.init.uniform_(p, -bound, bound)
+
     def extra_repr(self) -> str:
         """What torch's layers say, and what they have not."""
-        own = (f", {name}={getattr(self, name)}" for name in regularisers(self))
-        return nn.RNNBase.extra_repr(self) + "".join(own)
+        own = [f", {name}={getattr(self, name)}" for name in regularisers(self)]
+        return nn.RNNBase.extra_repr(self) + "".join(own) + (", layer_norm=True" if self.layer_norm else "")
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What torch.jit.script compiles in our place."""
@@ -82,6 +114,7 @@ class _Layer(StandIn, nn.RNNBase):
 
     def _refuse_torchscript(self) -> None:
         names = [name for name in regularisers(self) if self.training or name == "zoneout"]
+        names += ["layer_norm"] if self.layer_norm else []
         if names:
             raise UnsupportedProblem(f"{', '.join(names)} has no TorchScript form; use torch.export")
 
@@ -226,6 +259,7 @@ class _Layer(StandIn, nn.RNNBase):
             "recurrent_dropout": self.recurrent_dropout,
             "weight_dropout": self.weight_dropout,
             "bptt": self.bptt,
+            "layer_norm": self.layer_norm,
             "backend": self.backend,
         }
 
@@ -275,15 +309,20 @@ class GRU(_Layer):
             the states do, so outputs stay what they are. Equals segments of k steps with detached states between them;
             likewise in the reverse direction, which hands its states over at the same steps. None: gradients through
             all steps.
+        layer_norm: normalise W_ih x_t and W_hh h_{t-1} over the units of r and z together and of n, with gains of their
+            own and before the biases are added (Ba, Kiros and Hinton 2016, arXiv:1607.06450; docs/maths.md tells it
+            from other variants). By the `reference` backend alone so far.
 
     Attributes:
         weight_ih_l{k}, weight_ih_l{k}_reverse: [3*H, I], [3*H, D*H] for k > 0, rows in the order r, z, n.
         weight_hh_l{k}, ...: [3*H, H].
         bias_ih_l{k}, bias_hh_l{k}, ...: [3*H].
         All from U(-1/sqrt(H), 1/sqrt(H)).
+        weight_ln_ih_l{k}, weight_ln_hh_l{k}, ...: gains [3*H], with `layer_norm`. All 1.
 
     Raises:
-        TypeError, ValueError: as torch.nn.GRU; also ValueError for an unknown backend or for no probability.
+        TypeError, ValueError: as torch.nn.GRU; also ValueError for an unknown backend or for no probability, TypeError
+            where layer_norm is no bool.
 
     Source: Cho et al. 2014, arXiv:1406.1078v1, with the reset gate after the product, as cuDNN and torch have it.
     """
@@ -309,6 +348,7 @@ class GRU(_Layer):
         recurrent_dropout: float = 0.0,
         weight_dropout: float = 0.0,
         bptt: int | None = None,
+        layer_norm: bool = False,
     ) -> None: ...
 
     @overload
@@ -331,9 +371,12 @@ class LSTM(_Layer):
     Args, numerics and errors as `GRU`, and:
         proj_size: P, features of h where it is projected; 0 for no projection. c keeps H features.
         zoneout: one probability for h and c, or a pair; h_t is that of the c_t before zoneout, as published.
+        layer_norm: over all four gates; and h_t = o_t ∘ tanh(LN(c_t)), while c_t itself is what the next step takes.
 
     Attributes: as `GRU` with 4*H rows in the order i, f, g, o and P columns of W_hh where h is projected, and
         weight_hr_l{k}, ...: [P, H], with `proj_size`.
+        weight_ln_c_l{k}, bias_ln_c_l{k}, ...: gain and shift of c [H], 1 and 0, with `layer_norm`; without `bias` no
+            shift.
 
     Source: Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000 and no peepholes; the projection
         is that of Sak et al. 2014, arXiv:1402.1128.
@@ -365,6 +408,7 @@ class LSTM(_Layer):
         recurrent_dropout: float = 0.0,
         weight_dropout: float = 0.0,
         bptt: int | None = None,
+        layer_norm: bool = False,
     ) -> None: ...
 
     @overload
@@ -381,6 +425,7 @@ class RNN(_Layer):
 
     Args, numerics and errors as `GRU`, and:
         nonlinearity: "tanh" or "relu"; by position it comes fourth, after num_layers.
+        layer_norm: over all units.
 
     Attributes: as `GRU` with H rows.
 
@@ -410,6 +455,7 @@ class RNN(_Layer):
         recurrent_dropout: float = 0.0,
         weight_dropout: float = 0.0,
         bptt: int | None = None,
+        layer_norm: bool = False,
     ) -> None: ...
 
     @overload

@@ -36,18 +36,20 @@ def recurrent(
     reset: Tensor | None,
     return_states: bool,
     zoneout: float | Sequence[float] = 0.0,
+    layer_norm: bool = False,
     **rest: Any,
 ) -> tuple[Tensor, tuple[Tensor, ...], list[tuple[Tensor, ...]]]:
     """As `functional.recurrent`, into the graph being exported: one node a layer, dropouts (of training) left out.
 
     Raises:
-        UnsupportedProblem: reset, proj_size, return_states or zoneout, which ONNX's operators have not.
+        UnsupportedProblem: reset, proj_size, return_states, zoneout or layer_norm, which ONNX's operators have not.
     """
     for wanted, what in (
         (reset is not None, "reset"),
         (proj_size, "proj_size"),
         (return_states, "return_states"),
         (rates(spec, zoneout), "zoneout"),
+        (layer_norm, "layer_norm"),
     ):
         if wanted:
             raise UnsupportedProblem(

@@ -37,6 +37,7 @@ def recurrent(
     recurrent_dropout: float,
     weight_dropout: float,
     bptt: int | None,
+    layer_norm: bool,
     backend: str,
 ) -> tuple[Tensor, States, list[States]]:
     """As `functional.recurrent`, for packed rows.
@@ -79,6 +80,7 @@ def recurrent(
         zoneout=any(rates[:2]),
         recurrent_dropout=any(rates[2:]),
         drawn=bool(rates) and training,
+        layer_norm=layer_norm,
     )
     chosen = backends.choose(backend, problem)
     low = modes.autocast_dtype(data)
@@ -123,6 +125,7 @@ def _run(
         return_states=return_states,
         training=training,
         bptt=bptt,
+        layer_norm=problem.layer_norm,
         backend=chosen,
         **noise,
     )

@@ -18,6 +18,9 @@ keeps the state that the step began with and does not become what the cell makes
 before zoneout. Without a key it becomes the mean of both, weighted by the probability. Recurrent dropout: the product
 with W_hh, and it alone, sees the state times one mask a sequence. `philox` says what is drawn.
 
+Layer normalisation, of `layer` alone: each product with W_ih and W_hh is normalised, by itself, before its bias is
+added, and the LSTM's c where the output's tanh takes it; the c that is carried on is not.
+
 Over 400 lines: forward, its adjoint and what they share are one specification.
 """
 
@@ -62,10 +65,19 @@ def activate(gates_x: Tensor, gates_h: Tensor, cell: CellSpec) -> Tensor:
     return torch.tanh(total) if cell == RNN_TANH else torch.relu(total)
 
 
-def advance(gates: Tensor, h: Tensor, c: Tensor | None, cell: CellSpec) -> tuple[Tensor, Tensor | None]:
+def advance(
+    gates: Tensor, h: Tensor, c: Tensor | None, cell: CellSpec, norm_c: Sequence[Tensor] = ()
+) -> tuple[Tensor, Tensor | None]:
     """The next state.
 
     GRU: h' = (1 - z) n + z h. LSTM: c' = f c + i g, h' = o tanh(c'). RNN: the gate itself.
+
+    Args:
+        gates: as `activate` returns them.
+        h: the state before.
+        c: the LSTM's cell state before.
+        cell: the cell.
+        norm_c: gain [H] and, if there is one, shift [H] of a normalisation of c' before its tanh.
     """
     if cell == GRU:
         _, z, n, _ = gates.chunk(4, -1)
@@ -73,8 +85,22 @@ def advance(gates: Tensor, h: Tensor, c: Tensor | None, cell: CellSpec) -> tuple
     if cell == LSTM:
         i, f, g, o = gates.chunk(4, -1)
         c = f * cast(Tensor, c) + i * g
-        return o * torch.tanh(c), c
+        return o * torch.tanh(_norm(c, *norm_c) if norm_c else c), c
     return gates, None
+
+
+def normalised(product: Tensor, gain: Tensor, cell: CellSpec) -> Tensor:
+    """A product with W_ih or W_hh [..., G*H] after layer normalisation: the GRU's r and z together, its n apart; of
+    LSTM and RNN, all gates together.
+    """
+    units = product.shape[-1] // len(cell.gates)
+    sizes = [2 * units, units] if cell == GRU else [product.shape[-1]]
+    parts = zip(torch.split_with_sizes(product, sizes, -1), torch.split_with_sizes(gain, sizes), strict=True)
+    return torch.cat([_norm(part, own) for part, own in parts], -1)
+
+
+def _norm(t: Tensor, gain: Tensor, shift: Tensor | None = None) -> Tensor:
+    return F.layer_norm(t, t.shape[-1:], gain, shift)
 
 
 def layer(
@@ -88,6 +114,7 @@ def layer(
     directions: int,
     mask_key: Tensor | None = None,
     rates: Sequence[float] = (),
+    norms: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """One layer, projections included.
 
@@ -103,6 +130,7 @@ def layer(
         directions: 1 or 2.
         mask_key: int64 [2], what the noise is drawn by; None for zoneout's expectation.
         rates: of zoneout of h, zoneout of c, recurrent dropout; () for none.
+        norms: for each direction what `spec.norm_names` names: gains [G*H], those of c [H]; () for no normalisation.
 
     Returns:
         y [T,B,D*P], hn [D,B,P], cs [T,B,D*H] and cn [D,B,H]; the last two None but for the LSTM.
@@ -117,11 +145,12 @@ def layer(
         h, c = (None if state is None else state[d : d + 1] for state in (h0, c0))
         ends = None if lengths is None else lengths.unsqueeze(0)
         cuts = None if reset is None else reset.unsqueeze(1)
-        gates_x = F.linear(x, w_ih, b_ih).unsqueeze(1)
+        own = norms[d * len(norms) // directions : (d + 1) * len(norms) // directions]
+        gates_x = _projected(x, w_ih, b_ih, own[:1], cell).unsqueeze(1)
         w_hr = rest[-1] if each % 2 else None
         held_h, held_c, dropout = (None if m is None else m.narrow(m.dim() - 3, d, 1) for m in masks)
         given = (gates_x, h, c, w_hh.unsqueeze(0), b_hh, ends, cuts, held_h, held_c, dropout, w_hr)
-        runs.append(_forward(d == 1, *given, cell=cell))
+        runs.append(_forward(d == 1, *given, own[1:], cell=cell))
     y, hn, _, cs, cn = zip(*runs, strict=True)
     edge, sequence = torch.cat(hn), torch.cat(y, -1).squeeze(1)
     return (
@@ -246,6 +275,13 @@ def scan_backward(
     return _swap(dgates_x), dh0, dc0, _swap(dq)
 
 
+def _projected(x: Tensor, w_ih: Tensor, b_ih: Tensor | None, gain: Sequence[Tensor], cell: CellSpec) -> Tensor:
+    if not gain:
+        return F.linear(x, w_ih, b_ih)
+    product = normalised(F.linear(x, w_ih), gain[0], cell)
+    return product if b_ih is None else product + b_ih
+
+
 def _forward(
     reverse: bool,
     gates_x: Tensor,
@@ -259,6 +295,7 @@ def _forward(
     held_c: Tensor | None,
     dropout: Tensor | None,
     w_hr: Tensor | None = None,
+    norms: Sequence[Tensor] = (),
     *,
     cell: CellSpec,
 ) -> States:
@@ -272,9 +309,10 @@ def _forward(
         live, cut = _rows(t, reverse, steps, lengths, reset)
         h, c = _zero(cut, h), None if c is None else _zero(cut, c)
         seen = h if dropout is None else h * dropout
-        gates_h = seen @ w_hh.mT if b_hh is None else seen @ w_hh.mT + b_hh.unsqueeze(1)
+        gates_h = normalised(seen @ w_hh.mT, norms[0], cell) if norms else seen @ w_hh.mT
+        gates_h = gates_h if b_hh is None else gates_h + b_hh.unsqueeze(1)
         gates = activate(gates_x[t], gates_h, cell)
-        new_h, new_c = advance(gates, h, c, cell)
+        new_h, new_c = advance(gates, h, c, cell, norms[1:])
         new_h = _zoned(held_h, t, h, new_h if w_hr is None else new_h @ w_hr.mT)
         ys[t], kept[t] = _only(live, new_h), _only(live, gates)
         h = _only(live, new_h, h)

@@ -60,6 +60,9 @@ def by_mode(mode: str) -> CellSpec:
 NOISE = ("zoneout", "recurrent_dropout")
 """What is random inside the loop, by the names of `Problem`."""
 
+OF_THE_LOOP = (*NOISE, "layer_norm")
+"""What a step of torch's layers has not, likewise."""
+
 
 def rates(cell: CellSpec, zoneout: float | Sequence[float] = 0.0, recurrent_dropout: float = 0.0) -> tuple[float, ...]:
     """The ops' `rates`: of zoneout of h, zoneout of c, recurrent dropout; () if all are 0."""
@@ -67,6 +70,12 @@ def rates(cell: CellSpec, zoneout: float | Sequence[float] = 0.0, recurrent_drop
     if not (h or c or recurrent_dropout):
         return ()
     return float(h), float(c) if cell is LSTM else 0.0, float(recurrent_dropout)
+
+
+def norm_names(cell: CellSpec, bias: bool) -> tuple[str, ...]:
+    """What layer normalisation adds to each direction's weights, in this order, behind them; without their `_l0`."""
+    gains = ("weight_ln_ih", "weight_ln_hh")
+    return (*gains, "weight_ln_c", *(("bias_ln_c",) if bias else ())) if cell is LSTM else gains
 
 
 class Problem(NamedTuple):
@@ -100,6 +109,7 @@ class Problem(NamedTuple):
         zoneout: whether units keep their state with some probability.
         recurrent_dropout: whether the recurrent product sees a dropped state; False where it is not active.
         drawn: whether zoneout is drawn; else states are mixed by its probability.
+        layer_norm: whether the products are normalised.
     """
 
     cell: CellSpec
@@ -126,3 +136,4 @@ class Problem(NamedTuple):
     zoneout: bool = False
     recurrent_dropout: bool = False
     drawn: bool = False
+    layer_norm: bool = False

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import autograd, backends, cudnn, modes, philox, reference, truncated
 from .errors import UnsupportedProblem
-from .spec import CELLS, GRU, LSTM, CellSpec, Problem
+from .spec import CELLS, GRU, LSTM, CellSpec, Problem, norm_names
 from .spec import rates as noise_rates
 
 States = tuple[Tensor, ...]
@@ -41,6 +41,7 @@ def recurrent(
     recurrent_dropout: float = 0.0,
     weight_dropout: float = 0.0,
     bptt: int | None = None,
+    layer_norm: bool = False,
     backend: str = backends.AUTO,
 ) -> tuple[Tensor, States, list[States]]:
     """Runs all layers, and checks nothing.
@@ -49,7 +50,8 @@ def recurrent(
         spec: the cell.
         input: [T,B,I], any strides.
         hx: the initial states, (h_0,) or (h_0, c_0), [L*D,B,P or H] and [L*D,B,H]; zeros if None or empty.
-        weights: in torch's order: per layer, per direction weight_ih, weight_hh[, bias_ih, bias_hh][, weight_hr].
+        weights: in torch's order: per layer, per direction weight_ih, weight_hh[, bias_ih, bias_hh][, weight_hr],
+            with `layer_norm` also what `spec.norm_names` names.
         bias: whether there are biases.
         num_layers: L.
         dropout: probability with which an output of every layer but the last is zeroed.
@@ -64,6 +66,7 @@ def recurrent(
         recurrent_dropout: probability with which W_hh does not see a unit, in a whole sequence.
         weight_dropout: probability with which a number of W_hh is zeroed, in a whole call.
         bptt: steps after which gradients end, None for none.
+        layer_norm: whether the products with W_ih and W_hh, and the LSTM's c for its output, are normalised.
         backend: the backend's name.
 
     Returns:
@@ -83,6 +86,7 @@ def recurrent(
             "dropout": dropout,
             "training": training,
             "bptt": bptt,
+            "layer_norm": layer_norm,
         }
         options |= {"bidirectional": bidirectional, "proj_size": proj_size, "lengths": lengths, "reset": reset}
         options |= {"recompute": recompute, "return_states": return_states, "backend": backend}
@@ -130,6 +134,7 @@ def recurrent(
         traced,
         1 if traced else torch.get_num_threads(),
         bptt=cut is not None,
+        layer_norm=layer_norm,
     )
     if rates:
         problem = problem._replace(zoneout=any(rates[:2]), recurrent_dropout=bool(rates[2]), drawn=training)
@@ -140,14 +145,20 @@ def recurrent(
     if backends.has_route(chosen):
         run = partial(autograd.layer, route=backends.route(chosen, input.dtype))
     keys = philox.new_keys(num_layers, input.device) if rates and training else None
-    if cut is not None:
-        run = partial(truncated.layer, run, cut, ragged=traced or steps % cut != 0)
+    norms: Sequence[Tensor] = ()
+    if layer_norm:
+        weights, norms = _norms_apart(weights, num_layers * directions, len(norm_names(spec, bias)))
     each, x, last, states = len(weights) // num_layers, input, [], []
     for k in range(num_layers):
         h0, c0 = _initial(problem, hx, k)
         own = weights[k * each : (k + 1) * each]
         noise: dict[str, Any] = {"mask_key": None if keys is None else keys[k], "rates": rates} if rates else {}
-        y, hn, cs, cn = run(
+        one = run
+        if layer_norm:
+            one = partial(run, norms=norms[k * len(norms) // num_layers : (k + 1) * len(norms) // num_layers])
+        if cut is not None:
+            one = partial(truncated.layer, one, cut, ragged=traced or steps % cut != 0)
+        y, hn, cs, cn = one(
             x, h0, c0, own, lengths, reset, spec, directions, recompute=recompute, states=return_states, **noise
         )
         last.append((hn,) if cn is None else (hn, cn))
@@ -161,6 +172,15 @@ def with_weight_dropout(weights: Sequence[Tensor], streams: int, probability: fl
     """The weights with torch's dropout over every W_hh."""
     each = len(weights) // streams
     return [F.dropout(w, probability) if i % each == 1 else w for i, w in enumerate(weights)]
+
+
+def _norms_apart(weights: Sequence[Tensor], streams: int, norms: int) -> tuple[list[Tensor], list[Tensor]]:
+    """The weights, and what layer normalisation adds: the last `norms` of each stream's."""
+    each = len(weights) // streams
+    own: tuple[list[Tensor], list[Tensor]] = [], []
+    for i, w in enumerate(weights):
+        own[i % each >= each - norms].append(w)
+    return own
 
 
 def _autocast(

@@ -1,11 +1,13 @@
-"""Zoneout and dropouts inside the loop, on a GPU: drawn without the host, and anew at each replay of a graph."""
+"""Zoneout, dropouts and layer normalisation inside the loop, on a GPU: without the host, drawn anew in each replay."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+from close import assert_no_worse
 from problems import DEVICE, REHEARSAL
 from torch import Tensor
 
@@ -13,9 +15,10 @@ import fusedrnn
 
 NOISES = ({"zoneout": 0.4}, {"recurrent_dropout": 0.4}, {"weight_dropout": 0.4})
 each_noise = pytest.mark.parametrize("noise", NOISES, ids=lambda noise: next(iter(noise)))
+each_kind = pytest.mark.parametrize("noise", [*NOISES, {"layer_norm": True}], ids=lambda noise: next(iter(noise)))
 
 
-def start(cell: str, noise: dict[str, float]) -> tuple[Any, Tensor]:
+def start(cell: str, noise: dict[str, Any]) -> tuple[Any, Tensor]:
     """On the backend that takes them on a GPU; in a rehearsal "auto" would take another."""
     layer = getattr(fusedrnn, cell)(
         5, 16, num_layers=2, bidirectional=True, device=DEVICE, backend="reference", **noise
@@ -23,7 +26,7 @@ def start(cell: str, noise: dict[str, float]) -> tuple[Any, Tensor]:
     return layer, torch.randn(6, 3, 5, device=DEVICE)
 
 
-@each_noise
+@each_kind
 @pytest.mark.parametrize("cell", ["GRU", "LSTM", "RNN"])
 def test_nothing_is_read_on_the_host(cell: str, noise: dict[str, float]) -> None:
     layer, x = start(cell, noise)
@@ -65,6 +68,20 @@ def test_the_seed_of_the_device_makes_it_again(noise: dict[str, float]) -> None:
         found.append(layer(x)[0].detach())
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("cell", ["GRU", "LSTM", "RNN"])
+def test_layer_norm_is_as_exact_as_on_the_host(cell: str) -> None:
+    layer, x = start(cell, {"layer_norm": True})
+
+    def run(layer: Any, x: Tensor) -> dict[str, Tensor]:
+        y = layer(x)[0]
+        y.square().sum().backward()
+        return {"y": y.cpu()} | {name: p.grad.cpu() for name, p in layer.named_parameters()}
+
+    host = copy.deepcopy(layer).cpu()
+    truth = run(copy.deepcopy(host).double(), x.cpu().double())
+    assert_no_worse(run(layer, x), truth, run(host, x.cpu()))
 
 
 def test_the_same_key_draws_the_same_on_the_host() -> None:
