@@ -122,7 +122,7 @@ inline Noise check_rates(const OptionalTensor& mask_key, const std::vector<doubl
 // The same with the key, which is on the CPU.
 inline Noise check_noise(const OptionalTensor& mask_key, const std::vector<double>& rates, int64_t cell) {
   Noise noise = check_rates(mask_key, rates, cell);
-  if (noise.drawn)
+  if (noise.drawn && mask_key)
     for (int i = 0; i < 2; i++) noise.key[i] = uint32_t(data<const int64_t>(*mask_key)[i * mask_key->stride(0)]);
   return noise;
 }
