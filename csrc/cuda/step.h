@@ -91,7 +91,7 @@ struct Step {
     Tile::sources()[kTileRows + row] = source_q;
   }
 
-  FUSEDRNN_DEVICE bool drops() const { return kNoise && f.noise.dropout > 0; }
+  FUSEDRNN_DEVICE bool drops() const { return f.noise.dropout > 0; }
   FUSEDRNN_DEVICE UnitNoise<E> noise(int64_t b, int64_t unit) const { return {f, walk.s, b, unit}; }
   // What W_hh sees of a row's state at the start of a step, with recurrent dropout.
   FUSEDRNN_DEVICE Stored* seen_at(int64_t at_step, int64_t b) const {
@@ -101,7 +101,8 @@ struct Step {
     E::store(seen_at(step + 1, b) + unit, h * noise(b, unit).dropout_factor());
   }
   FUSEDRNN_DEVICE const Stored* input(int64_t b) const {  // of a row that has the step
-    if (drops()) return step < 0 || walk.cut(t, b) ? nullptr : seen_at(step, b);
+    if constexpr (kNoise)
+      if (drops()) return step < 0 || walk.cut(t, b) ? nullptr : seen_at(step, b);
     return walk.before<Stored>(f.y, f.h0, step, b);
   }
 
@@ -142,7 +143,8 @@ struct Step {
         if (C::kHasC) c = mixed(noise(b, unit).old_share(kZoneoutC, t), c_old, c);
       }
     }
-    if (drops()) show_next(b, unit, h);
+    if constexpr (kNoise)
+      if (drops()) show_next(b, unit, h);
     if (at >= 0) {  // packed rows have no place for what is not real
       store(f.y, at * H + unit, real ? h : V(0));
       if (C::kHasC) store(f.cs, at * H + unit, real ? c : V(0));
@@ -159,7 +161,8 @@ struct Step {
     const int64_t edge = walk.edge(b) * H + unit;
     const bool last = step + 1 == f.problem.T;
     V through(sum(0, row, unit));
-    if (drops()) through = through * noise(b, unit).dropout_factor();
+    if constexpr (kNoise)
+      if (drops()) through = through * noise(b, unit).dropout_factor();
     V dh = (last ? load(f.dhn, edge) : V(load_global(state_h + edge))) + through, dc(0), da[4] = {};
     if (C::kHasC) dc = last ? load(f.dcn, edge) : V(load_global(state_c + edge));
     if (step < 0) {
