@@ -90,20 +90,17 @@ inline Sizes check_scan(const Tensor& gates_x, const OptionalTensor& h0, const O
   return {T, B, S, H, G, kKeptOf[cell]};
 }
 // What the schemas hold for who implements it.
-inline void check_reserved(const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& offsets,
-                           const OptionalTensor& mask_key = {}, const std::vector<double>& rates = {}) {
+inline void check_reserved(const OptionalTensor& reset_h, const OptionalTensor& reset_c,
+                           const OptionalTensor& offsets) {
   const auto refuse = [](const char* name, bool given) {
-    STD_TORCH_CHECK(!given, "fusedrnn: scan: ", name,
-                    " is reserved and not taken by the kernels yet; pass None (an empty list for rates)");
+    STD_TORCH_CHECK(!given, "fusedrnn: scan: ", name, " is reserved and not taken by the kernels yet; pass None");
   };
   refuse("reset_h", reset_h.has_value());
   refuse("reset_c", reset_c.has_value());
   refuse("offsets", offsets.has_value());
-  refuse("mask_key", mask_key.has_value());
-  refuse("rates", !rates.empty());
 }
-// mask_key [2], on the CPU, and rates.
-inline Noise check_noise(const OptionalTensor& mask_key, const std::vector<double>& rates, int64_t cell) {
+// mask_key [2], which is not read, and rates.
+inline Noise check_rates(const OptionalTensor& mask_key, const std::vector<double>& rates, int64_t cell) {
   Noise noise{};
   if (rates.empty()) return noise;
   STD_TORCH_CHECK(rates.size() == 3,
@@ -119,9 +116,21 @@ inline Noise check_noise(const OptionalTensor& mask_key, const std::vector<doubl
     check_shape("mask_key", *mask_key, {2});
     STD_TORCH_CHECK(mask_key->scalar_type() == ScalarType::Long, "fusedrnn: mask_key: expected int64");
     noise.drawn = true;
-    for (int i = 0; i < 2; i++) noise.key[i] = uint32_t(data<const int64_t>(*mask_key)[i * mask_key->stride(0)]);
   }
   return noise;
+}
+// The same with the key, which is on the CPU.
+inline Noise check_noise(const OptionalTensor& mask_key, const std::vector<double>& rates, int64_t cell) {
+  Noise noise = check_rates(mask_key, rates, cell);
+  if (noise.drawn && mask_key)
+    for (int i = 0; i < 2; i++) noise.key[i] = uint32_t(data<const int64_t>(*mask_key)[i * mask_key->stride(0)]);
+  return noise;
+}
+// Of the adjoint. `kept`: whether the cell keeps gates for it.
+inline void check_mean(const Noise& noise, bool kept) {
+  STD_TORCH_CHECK(
+      noise.drawn || noise.zoneout_h == 0 || kept,
+      "fusedrnn: rates: the adjoint of an RNN with zoneout's expectation cannot be had from its output alone");
 }
 // The arguments of the op `scan_backward`.
 inline Sizes check_scan_backward(const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dgates,

@@ -31,10 +31,11 @@ struct Rows {
 };
 
 // Zoneout and recurrent dropout: fusedrnn/reference.py says what they are, fusedrnn/philox.py what is drawn.
+enum NoiseKind : uint32_t { kZoneoutH, kZoneoutC, kDropout };
 struct Noise {
   double zoneout_h, zoneout_c, dropout;  // probabilities
   bool drawn;                            // by the key; else zoneout mixes the two states
-  uint32_t key[2];
+  uint32_t key[2];                       // on the CPU; a GPU's kernels read theirs themselves
 
   bool any() const { return zoneout_h > 0 || zoneout_c > 0 || dropout > 0; }
 };

@@ -202,6 +202,7 @@ def cuda_plan(
     precision: Precision,
     masked: bool = False,
     derivatives: bool = False,
+    noise: bool = False,
     regime: Regime = ...,
     instances: Sequence[Instance] | None = None,
 ) -> CudaPlan: ...

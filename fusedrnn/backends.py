@@ -50,9 +50,13 @@ class Backend:
     unavailable: Callable[[], Reason] = _always
 
 
-def _plain_loop(p: Problem) -> Reason:
-    asked = [name for name in OF_THE_LOOP if getattr(p, name)]
-    return f"its kernels have no {', '.join(asked)}" if asked else None
+def _loop_why_not(p: Problem) -> Reason:
+    """Of the time loop, whichever kernel runs it."""
+    if p.layer_norm:
+        return "its kernels have no layer_norm"
+    if p.zoneout and not p.drawn and p.grad and not p.cell.kept:
+        return "in eval it has no gradients of an RNN with zoneout"
+    return "it has no projection (proj_size)" if p.proj_size else None
 
 
 def _cpu_why_not(p: Problem) -> Reason:
@@ -62,11 +66,7 @@ def _cpu_why_not(p: Problem) -> Reason:
         return f"it runs on the CPU, the input is on {p.device}"
     if p.dtype not in (torch.float32, torch.float64, torch.bfloat16):
         return f"it computes in float32, float64 and bfloat16, not in {dtype_name(p.dtype)}"
-    if p.zoneout and not p.drawn and p.grad and not p.cell.kept:
-        return "in eval it has no gradients of an RNN with zoneout"
-    if p.layer_norm:
-        return "its kernel has no layer_norm"
-    return "it has no projection (proj_size)" if p.proj_size else None
+    return _loop_why_not(p)
 
 
 GPU = "cuda"
@@ -94,7 +94,7 @@ def _cuda_why_not(p: Problem) -> Reason:
         return ops.cuda_missing
     if p.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         return f"it computes in float16, bfloat16, float32 and float64, not in {dtype_name(p.dtype)}"
-    return "it has no projection (proj_size)" if p.proj_size else _plain_loop(p)
+    return _loop_why_not(p)
 
 
 @modes.constant

@@ -131,6 +131,7 @@ def plans(
                 pass_=getattr(planner.Pass, name),
                 precision=getattr(planner.Precision, _precision(problem, tf32)),
                 masked=problem.lengths or problem.reset or problem.packed,
+                noise=problem.zoneout or problem.recurrent_dropout,
                 regime=getattr(planner.Regime, regime),
             )
         except ValueError as error:

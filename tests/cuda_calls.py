@@ -6,6 +6,7 @@ Run by tools/mutate_cuda.py. Outputs begin as NaN, and the stand-in refuses an a
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fusedrnn import reference
+from fusedrnn import philox, reference
 from fusedrnn.spec import CELLS, GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec
 
 
@@ -51,9 +52,12 @@ class Case:
     absent: tuple[str, ...] = ()  # inputs that are not given
     derivatives: bool = True  # gradients reach the kept gates and cs
     seed: int = 1
+    rates: tuple[float, ...] = ()  # of zoneout of h, of c, of recurrent dropout
+    drawn: bool = True  # by a key; else zoneout's expectation
 
     def __str__(self) -> str:
         marks = [self.lengths, "reset" * self.reset, *(f"no {name}" for name in self.absent)]
+        marks += [f"rates {self.rates}{' drawn' * self.drawn}"] * bool(self.rates)
         size = f"T B S H = {self.T} {self.B} {self.directions * self.members} {self.H}"
         return ", ".join([self.cell.name, self.precision, size, *(mark for mark in marks if mark)])
 
@@ -90,6 +94,7 @@ class Run(NamedTuple):
     lengths: Tensor | None
     reset: Tensor | None
     offsets: Tensor | None
+    key: Tensor | None
 
 
 FIELDS = (
@@ -97,6 +102,11 @@ FIELDS = (
     "dq", "dh0", "dc0",
 )  # fmt: skip
 """The tensors of a Call, in its order."""
+
+
+def key_of(seed: int) -> tuple[int, int]:
+    """What the noise of a case is drawn by."""
+    return 2**32 - 1 - seed, 5
 
 
 def prepare(case: Case) -> tuple[Run, Run]:
@@ -133,13 +143,14 @@ def prepare(case: Case) -> tuple[Run, Run]:
     if cell is LSTM:
         state["c0"] = normal(S, B, H)
     state = {name: t for name, t in state.items() if name not in case.absent}
-    h0, c0, masks = state.get("h0"), state.get("c0"), (clamped, reset, cell, case.directions)
+    key = torch.tensor(key_of(case.seed)) if case.rates and case.drawn else None
+    h0, c0, masks = state.get("h0"), state.get("c0"), (clamped, reset, cell, case.directions, key, case.rates)
     y, hn, gates, cs, cn = reference.scan(gates_x, h0, c0, state["w"], state.get("bias"), *masks)
     out = {"y": lay(y), "hn": hn}
     out |= {"gates": lay(gates)} if Z else {}
     out |= {"cs": lay(cs), "cn": cn} if cell is LSTM else {}
     given = {name: typed(t) for name, t in (state | {"gates_x": lay(gates_x)}).items()}
-    forward = Run(False, given, out, ends, reset, offsets)
+    forward = Run(False, given, out, ends, reset, offsets, key)
 
     y, gates, cs = (t.to(dtype).double() for t in (y, gates, cs))
     upstream = {"dy": normal(T, B, S, H), "dhn": normal(S, B, H)}
@@ -159,7 +170,7 @@ def prepare(case: Case) -> tuple[Run, Run]:
     sequences = kept | {name: t for name, t in upstream.items() if t.dim() == 4}
     edges = {name: t for name, t in (state | upstream).items() if t.dim() == 3 and name != "bias"}
     given = {name: typed(t) for name, t in ({name: lay(t) for name, t in sequences.items()} | edges).items()}
-    return forward, Run(True, given, out, ends, reset, offsets)
+    return forward, Run(True, given, out, ends, reset, offsets, key)
 
 
 def load(path: Path) -> ctypes.CDLL:
@@ -185,7 +196,7 @@ def fault(library: ctypes.CDLL, case: Case, run: Run, seed: int, row: int = -1) 
     precision, S = PRECISIONS[case.precision], case.directions * case.members
     found = {name: torch.full(t.shape, float("nan"), dtype=precision.dtype) for name, t in run.expected.items()}
     tensors = {**run.given, **found}
-    masks = {"lengths": run.lengths, "reset": run.reset, "offsets": run.offsets}
+    masks = {"lengths": run.lengths, "reset": run.reset, "offsets": run.offsets, "key": run.key}
     library.cuda_memory(None, 0)
     for t in (*tensors.values(), *masks.values()):
         if t is not None:
@@ -193,7 +204,8 @@ def fault(library: ctypes.CDLL, case: Case, run: Run, seed: int, row: int = -1) 
     values = [int(run.backward), precision.code, case.cell.code, case.directions, case.T, case.B, S, case.H]
     values += [_address(run.lengths), *(run.lengths.stride() if run.lengths is not None else (0, 0))]
     values += [_address(run.reset), *(run.reset.stride() if run.reset is not None else (0, 0, 0))]
-    values += [_address(run.offsets), *(_address(tensors.get(name)) for name in FIELDS)]
+    values += [_address(run.offsets), *map(_bits, case.rates or (0.0, 0.0, 0.0)), _address(run.key)]
+    values += [*(_address(tensors.get(name)) for name in FIELDS)]
     if library.cuda_run((ctypes.c_int64 * len(values))(*values), row, seed):
         return str(library.cuda_last_error().decode())
     for name, expected in run.expected.items():
@@ -201,6 +213,10 @@ def fault(library: ctypes.CDLL, case: Case, run: Run, seed: int, row: int = -1) 
         if not error <= precision.bound:  # NaN fails too
             return f"{name}: error {error:.1e}, allowed {precision.bound:.0e}"
     return ""
+
+
+def _bits(x: float) -> int:
+    return int(struct.unpack("q", struct.pack("d", x))[0])
 
 
 def _address(t: Tensor | None) -> int:
@@ -233,6 +249,15 @@ def step_cases() -> Iterable[Case]:
     for absent in (("h0", "c0"), ("bias",), ("dy",), ("dhn", "dcn"), ("h0", "c0", "dy", "dhn")):
         yield replace(plain, absent=absent, lengths="random", reset=True)
         yield replace(plain, absent=absent, cell=GRU, precision="bf16")
+    for seed, (cell, precision) in enumerate(((GRU, "fp64"), (LSTM, "fp64"), (RNN_TANH, "fp32"), (LSTM, "bf16"))):
+        noisy = Case(cell, precision, 4, 35, 40, lengths="random", reset=True, seed=seed, rates=(0.25, 0.0, 0.5))
+        yield replace(noisy, rates=(0.25, 0.625, 0.5) if cell is LSTM else noisy.rates)
+        yield replace(noisy, rates=(0.0, 0.0, 0.5), T=3, B=9, lengths="packed", reset=False, absent=("h0",))
+        if cell.kept:
+            yield replace(noisy, rates=(0.25, 0.625 * (cell is LSTM), 0.0), B=9, drawn=False)
+    # the first unit's word is not below this rate
+    word = int(philox.words((0, 0, 0, philox.ZONEOUT_H), key_of(plain.seed))[0])
+    yield replace(plain, cell=RNN_TANH, T=1, B=1, H=8, rates=(word / 2**32, 0.0, 0.0))
     for cell in (GRU, RNN_TANH, RNN_RELU):
         yield replace(plain, cell=cell, T=1, B=1, H=8, directions=1, members=2)
         yield replace(plain, cell=cell, precision="fp16", T=3, B=40, H=136, directions=1)

@@ -41,12 +41,11 @@ def check(case: Case, regime: str, precision: str, passes: tuple[bool, ...] = (F
 
     def scan(*given: Any) -> tuple[Tensor, ...]:
         *tensors, offsets, cell, directions = given
-        reserved = (None, None, offsets, None, [])
-        return host().scan(*tensors, *reserved, cell, directions, True, route=route)
+        return host().scan(*tensors, None, None, offsets, *case.drawn, cell, directions, True, route=route)
 
     def scan_backward(*given: Any) -> tuple[Tensor, ...]:
         *tensors, offsets, cell, directions = given
-        return host().scan_backward(*tensors, cell, directions, route, offsets)
+        return host().scan_backward(*tensors, cell, directions, route, offsets, *case.drawn)
 
     recurrence_check.check(case, precision, scan, scan_backward, passes)
 

@@ -115,11 +115,17 @@ NOISES = ("both", "mean", "dropout")
 """Zoneout and recurrent dropout; zoneout's expectation; recurrent dropout."""
 
 
+def noise_of(kind: str, cell: CellSpec) -> tuple[Tensor | None, tuple[float, ...]]:
+    """Key and rates of one of NOISES. The ops have no adjoint of an RNN's expectation: there zoneout is drawn."""
+    h, c = (0.0, 0.0) if kind == "dropout" else (0.3, 0.6 if cell is LSTM else 0.0)
+    key = None if kind == "mean" and cell.kept else torch.tensor([0x9ABCDEF0, 0x12345678])
+    return key, (h, c, 0.0 if kind == "mean" else 0.4)
+
+
 def noisy(case: Case, noise: str) -> Case:
-    """The case with noise. The ops have no adjoint of an RNN's expectation: there zoneout is drawn."""
-    h, c = (0.0, 0.0) if noise == "dropout" else (0.3, 0.6 if case.cell is LSTM else 0.0)
-    key = None if noise == "mean" and case.cell.kept else torch.tensor([0x9ABCDEF0, 0x12345678])
-    return dataclasses.replace(case, mask_key=key, rates=(h, c, 0.0 if noise == "mean" else 0.4))
+    """The case with noise."""
+    key, rates = noise_of(noise, case.cell)
+    return dataclasses.replace(case, mask_key=key, rates=rates)
 
 
 def check_scan(case: Case) -> None:

@@ -4,6 +4,7 @@
   the number of a barrier).
 - A load or store that asks whether it is valid no longer asks, or is never valid.
 - A double buffer (`& 1`) becomes a single one.
+- A random event is drawn as of another kind, or of the next step.
 - A function that answers yes or no (is the row real, is it cut off, ...) always says yes, or always no.
 - A comparison is off by one.
 """
@@ -36,6 +37,8 @@ CHANGED = {  # by one argument: its number, and what becomes of it
     "mbar_arrive_expect": [(1, "({}) + 16 * {}", "16 bytes more"), (1, "({}) - 16 * {}", "16 bytes less")],
     "mbar_init": [(1, "({}) + {}", "an arrival more")],
     "named_sync": [(0, "{1} ? 1 : ({0})", "always barrier 1")],
+    "happens": [(0, "NoiseKind((({}) + {}) % 3)", "another kind"), (1, "({}) + {}", "of the next step")],
+    "old_share": [(0, "NoiseKind((({}) + {}) % 3)", "another kind"), (1, "({}) + {}", "of the next step")],
 }
 CONDITIONAL = ["ld4_if", "ld8_if", "ld16_if", "st4_if", "st8_if", "st16_if"]  # their last argument is the condition
 PREDICATE = re.compile(r"\bFUSEDRNN_DEVICE (?:static )?bool (\w+)\(")
@@ -196,7 +199,7 @@ def calls(text: str, name: str) -> Iterator[tuple[int, int, int]]:
     """Calls of a function: where they start, their opening bracket, and where they end."""
     for found in matches(text, re.compile(name + r"\(")):
         before = text[: found.start()].rstrip()
-        if not re.search(r"\b(?:bool|void)$", before):  # not its declaration
+        if not re.search(r"\b(?:bool|void|V)$", before):  # not its declaration
             yield found.start(), found.end() - 1, closing(text, found.end() - 1)
 
 

@@ -6,8 +6,6 @@
 #include "recurrence.h"
 
 namespace fusedrnn::cpu::FUSEDRNN_ISA {
-enum NoiseKind : uint32_t { kZoneoutH, kZoneoutC, kDropout };
-
 // Lane i: whether the event of that probability takes place at unit + i, 1 or 0. `unit` is a multiple of the lanes.
 template <class T>
 FUSEDRNN_INLINE Vec<T> happens(const Noise& noise, double rate, NoiseKind kind, int64_t t, int64_t b, int64_t s,

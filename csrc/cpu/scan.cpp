@@ -76,9 +76,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
   check_route(route);
   STD_TORCH_CHECK(!offsets, "fusedrnn: scan_backward: offsets: the CPU kernel takes no packed rows");
   const Noise noise = check_noise(mask_key, rates, cell);
-  STD_TORCH_CHECK(
-      noise.drawn || noise.zoneout_h == 0 || cell_kept(int(cell)),
-      "fusedrnn: rates: the adjoint of an RNN with zoneout's expectation cannot be had from its output alone");
+  check_mean(noise, cell_kept(int(cell)));
   check_type(y.scalar_type());
   const Sizes n = check_scan_backward(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, weight_hh, cell, directions);
   const int64_t T = n.T, B = n.B, S = n.S, H = n.H, G = n.G, Z = n.Z;

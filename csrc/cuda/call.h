@@ -24,6 +24,8 @@ struct Call {
   Problem problem;
   Rows rows;               // on the device
   const int64_t* offsets;  // [T]: first row of each step, if rows lie packed ([N, S, ...] in place of [T, B, S, ...])
+  Noise noise;             // the step regime only
+  const int64_t* key;      // [2], on the device: what the noise is drawn by; null for zoneout's expectation
   const void *w, *bias;    // [S, G H, H]; [S, G H] or null, forward only
   const void *h0, *c0;     // [S, B, H] or null (zeros)
 

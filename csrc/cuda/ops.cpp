@@ -41,6 +41,7 @@ Tensor whole(const Tensor& t) {
 OptionalTensor whole(const OptionalTensor& t) {  // autograd passes empty tensors for absent gradients
   return t && t->dim() > 1 && t->numel() ? OptionalTensor(whole(*t)) : std::nullopt;
 }
+OptionalTensor whole_key(const OptionalTensor& t) { return t ? OptionalTensor(whole(*t)) : std::nullopt; }
 const void* pointer(const OptionalTensor& t) { return t && t->numel() ? t->const_data_ptr() : nullptr; }
 void* pointer(const Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; }
 
@@ -108,6 +109,7 @@ void run_planned(const Call& call, const Tensor& like, int64_t route) {
                         call.precision,
                         call.rows.masked() || call.offsets != nullptr,
                         call.dgates || call.dcs,
+                        call.noise.any(),
                         Regime(route & kRegimeBits)};
   Plan planned;
   const Table table = instance_table();
@@ -136,7 +138,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
     const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& offsets,
     const OptionalTensor& mask_key, const std::vector<double>& rates, int64_t cell, int64_t directions, bool save,
     const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t route) {
-  check_reserved(reset_h, reset_c, std::nullopt, mask_key, rates);
+  check_reserved(reset_h, reset_c, std::nullopt);
+  const Noise noise = check_rates(mask_key, rates, cell);
   check_type(gates_x.scalar_type());
   const Packed packed(offsets, lengths, reset);
   const Sizes n = check_scan(gates_x, h0, c0, weight_hh, bias_hh, cell, directions, packed.B);
@@ -148,7 +151,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
                        {"bias_hh", &bias_hh},
                        {"lengths", &lengths},
                        {"reset", &reset},
-                       {"offsets", &offsets}});
+                       {"offsets", &offsets},
+                       {"mask_key", &mask_key}});
   STD_TORCH_CHECK(weight_hh.device() == gates_x.device(),
                   "fusedrnn: weight_hh: expected a tensor on the device of the others");
   const Guard guard(gates_x);
@@ -158,13 +162,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
          cs = lstm ? fresh(gates_x, {n.T, n.B, n.S, n.H}) : fresh(gates_x, {0}),
          cn = lstm ? fresh(gates_x, {n.S, batch, n.H}) : fresh(gates_x, {0});
   const Tensor projections = whole(gates_x), w = whole(weight_hh);
-  const OptionalTensor bias = whole(bias_hh), h = whole(h0), c = whole(c0);
+  const OptionalTensor bias = whole(bias_hh), h = whole(h0), c = whole(c0), key = whole_key(mask_key);
   Call call{};
   call.pass = Pass::forward;
   call.precision = precision_of(gates_x.scalar_type(), route);
   call.problem = {int(cell), int(directions), steps, batch, n.S, n.H, 0};
   call.rows = check_rows(lengths, reset, steps, batch, n.S, true);
   call.offsets = packed.offsets;
+  call.noise = noise, call.key = data<const int64_t>(key);
   call.w = pointer(w), call.bias = pointer(bias), call.h0 = pointer(h), call.c0 = pointer(c);
   call.gates_x = pointer(projections);
   call.y = pointer(y), call.cs = pointer(cs), call.gates = pointer(gates);
@@ -179,12 +184,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
     const OptionalTensor& c0, const Tensor& weight_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
     int64_t cell, int64_t directions, int64_t route, const OptionalTensor& offsets, const OptionalTensor& mask_key,
     const std::vector<double>& rates) {
-  check_reserved({}, {}, {}, mask_key, rates);
+  const Noise noise = check_rates(mask_key, rates, cell);
   check_type(y.scalar_type());
   const Packed packed(offsets, lengths, reset);
   const Sizes n =
       check_scan_backward(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, weight_hh, cell, directions, packed.B);
   packed.check(n);
+  check_mean(noise, n.Z > 0);
   const int64_t steps = packed.offsets ? packed.T : n.T, batch = packed.offsets ? packed.B : n.B;
   check_size(n, route);
   check_here(y, {{"dy", &dy},
@@ -197,7 +203,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
                  {"c0", &c0},
                  {"lengths", &lengths},
                  {"reset", &reset},
-                 {"offsets", &offsets}});
+                 {"offsets", &offsets},
+                 {"mask_key", &mask_key}});
   STD_TORCH_CHECK(weight_hh.device() == y.device() && gates.device() == y.device(),
                   "fusedrnn: weight_hh, gates: expected tensors on the device of the others");
   const Guard guard(y);
@@ -208,13 +215,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
   const Tensor kept = whole(gates), out = whole(y), w = whole(weight_hh);
   const OptionalTensor dy_ = whole(dy), dhn_ = whole(dhn), dgates_ = n.Z ? whole(dgates) : std::nullopt,
                        dcs_ = lstm ? whole(dcs) : std::nullopt, dcn_ = lstm ? whole(dcn) : std::nullopt, h = whole(h0),
-                       cs_ = lstm ? whole(cs) : std::nullopt, c = lstm ? whole(c0) : std::nullopt;
+                       cs_ = lstm ? whole(cs) : std::nullopt, c = lstm ? whole(c0) : std::nullopt,
+                       key = whole_key(mask_key);
   Call call{};
   call.pass = Pass::backward;
   call.precision = precision_of(y.scalar_type(), route);
   call.problem = {int(cell), int(directions), steps, batch, n.S, n.H, 0};
   call.rows = check_rows(lengths, reset, steps, batch, n.S, true);
   call.offsets = packed.offsets;
+  call.noise = noise, call.key = data<const int64_t>(key);
   call.w = pointer(w), call.h0 = pointer(h), call.c0 = pointer(c);
   call.y = pointer(out), call.cs = const_cast<void*>(pointer(cs_)), call.gates = pointer(kept);
   call.dy = pointer(dy_), call.dgates = pointer(dgates_), call.dcs = pointer(dcs_);

@@ -139,10 +139,11 @@ Plan plan(const Request& request, const Device& device, const Instance* instance
     if (!any && wish != Regime::step) refuse(device_lacks(wish, device));
     return best;
   }
-  if (request.precision == Precision::fp64 || request.derivatives) {
+  if (request.precision == Precision::fp64 || request.derivatives || request.noise) {
     if (!any)
-      refuse(request.derivatives ? "gradients of the kept values or of c at every step come in, expected none"
-                                 : "got fp64, expected bf16, fp16, tf32 or fp32");
+      refuse(request.noise         ? "zoneout and recurrent dropout are the time-step kernel's, expected neither"
+             : request.derivatives ? "gradients of the kept values or of c at every step come in, expected none"
+                                   : "got fp64, expected bf16, fp16, tf32 or fp32");
     return best;
   }
   if (!any) {

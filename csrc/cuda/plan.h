@@ -38,6 +38,7 @@ struct Request {
   Precision precision;
   bool masked;       // lengths, resets or packed rows
   bool derivatives;  // dgates or dcs come in: the time-step kernel only
+  bool noise;        // zoneout or recurrent dropout: likewise
   Regime wish;       // automatic: the fastest by the model
 };
 

@@ -13,32 +13,45 @@ constexpr int64_t kEnoughCtas = 4;
 constexpr int64_t kEnoughCtas = 128;
 #endif
 
+int64_t aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 int64_t state_bytes(const Call& call) {
   const Problem& n = call.problem;
-  const int64_t bytes = n.S * n.B * n.H * (call.precision == Precision::fp64 ? 8 : 4);
-  return (bytes + 255) / 256 * 256;
+  return aligned(n.S * n.B * n.H * (call.precision == Precision::fp64 ? 8 : 4));
 }
+// Of the buffers that are read in place of y.
+int64_t seen_bytes(const Call& call) {
+  const Problem& n = call.problem;
+  if (call.pass == Pass::backward || call.noise.dropout <= 0) return 0;
+  return aligned(2 * n.S * n.B * n.H * element_bytes(call.precision));
+}
+int64_t states(const Call& call) { return has_c(call.problem.cell) ? 2 : 1; }
 
-template <class P, class C, Pass kPass>
+template <class P, class C, Pass kPass, bool kNoise>
 void run_steps(const Call& call, void* scratch, void* stream) {
   using Tile = StepTile<P, C, kPass>;
   const Problem& n = call.problem;
-  StepCall given{call, scratch, static_cast<char*>(scratch) + state_bytes(call), kTileRows};
+  char* const memory = static_cast<char*>(scratch);
+  void* const seen = seen_bytes(call) ? memory + states(call) * state_bytes(call) : nullptr;
+  StepCall given{call, memory, memory + state_bytes(call), seen, kTileRows};
   const int64_t units = (n.H + Tile::kUnits - 1) / Tile::kUnits;
   auto ctas = [&] { return n.S * units * ((n.B + given.tile_rows - 1) / given.tile_rows); };
   while (given.tile_rows > 8 && ctas() < kEnoughCtas) given.tile_rows /= 2;
   constexpr bool kForward = kPass == Pass::forward;
-  const int64_t last = kForward ? n.T - 1 : call.dh0 || call.dc0 ? -1 : 0;
-  const void* const kernel = reinterpret_cast<const void*>(time_step<P, C, kPass>);
-  for (int64_t step = kForward ? 0 : n.T - 1; kForward ? step <= last : step >= last; step += kForward ? 1 : -1) {
+  const int64_t first = !kForward ? n.T - 1 : seen ? -1 : 0, last = kForward ? n.T - 1 : call.dh0 || call.dc0 ? -1 : 0;
+  const void* const kernel = reinterpret_cast<const void*>(time_step<P, C, kPass, kNoise>);
+  for (int64_t step = first; kForward ? step <= last : step >= last; step += kForward ? 1 : -1) {
     launch_kernel(kernel, {static_cast<int>(ctas()), kStepThreads, 1, Tile::kSmemBytes}, stream, given, step);
   }
 }
 
+template <class P, class C, bool kNoise>
+void run_either(const Call& call, void* scratch, void* stream) {
+  const bool forward = call.pass == Pass::forward;
+  (forward ? run_steps<P, C, Pass::forward, kNoise> : run_steps<P, C, Pass::backward, kNoise>)(call, scratch, stream);
+}
 template <class P, class C>
 void run_pass(const Call& call, void* scratch, void* stream) {
-  (call.pass == Pass::forward ? run_steps<P, C, Pass::forward> : run_steps<P, C, Pass::backward>)(call, scratch,
-                                                                                                  stream);
+  (call.noise.any() ? run_either<P, C, true> : run_either<P, C, false>)(call, scratch, stream);
 }
 
 template <class P>
@@ -56,7 +69,7 @@ void run_cell(const Call& call, void* scratch, void* stream) {
 }
 }  // namespace
 
-size_t step_scratch_bytes(const Call& call) { return state_bytes(call) * (has_c(call.problem.cell) ? 2 : 1); }
+size_t step_scratch_bytes(const Call& call) { return states(call) * state_bytes(call) + seen_bytes(call); }
 
 void run_step(const Call& call, void* scratch, void* stream) {
   switch (call.precision) {

@@ -1,23 +1,28 @@
 // Computes: one time step of a recurrence, or of its adjoint: the product with W_hh and the cell, in one kernel. A call
-//   is T launches (backward T + 1: the last one takes the gradient of the initial state).
+//   is T launches (backward T + 1: the last one takes the gradient of the initial state). With kNoise, of a recurrence
+//   with zoneout or recurrent dropout.
 // Mapping: a CTA has 16 units (backward 32) with all their gates, and up to 32 batch rows of one stream. The product
 //   leaves its sums in shared memory; then a thread takes one unit of some rows through the cell.
 // Memory: W_hh comes from L2 at every step. The state in full precision (h, c; backward the part of dh that went past
 //   the product, dc) is in the scratch, each number read and written by one thread. The product reads what the step
-//   before wrote as output: y, or the gates' gradients, in the element type.
+//   before wrote as output: y, or the gates' gradients, in the element type. With recurrent dropout it reads `seen`, the
+//   state times the mask, in place of y: two buffers, since a CTA writes the next step's while others read this one's. The
+//   first is written by a launch of its own, step -1.
 // Synchronisation: none between CTAs: what a step reads of others, an earlier launch has written.
 // Requires: H a multiple of 8; Call as call.h says.
 #pragma once
+#include "cuda/noise.h"
 #include "cuda/step_product.h"
 
 namespace fusedrnn::cuda {
 struct StepCall {
   Call call;
   void *h, *c;    // [S, B, H] in the scratch: state, or its gradient
+  void* seen;     // [2, S, B, H] in the scratch, in the element type: what W_hh sees; null without recurrent dropout
   int tile_rows;  // batch rows of a CTA, a multiple of 8
 };
 
-template <class P, class C, Pass kPass>
+template <class P, class C, Pass kPass, bool kNoise>
 struct Step {
   using E = Element<P>;
   using V = typename E::Value;
@@ -32,6 +37,7 @@ struct Step {
   const Walk walk;
   const Tile tile;
   Number *const state_h, *const state_c;
+  Stored* const seen;
   const int64_t step, t, H;
 
   FUSEDRNN_DEVICE Step(const StepCall& given, int64_t step_, int64_t s, int64_t b0, int64_t unit0)
@@ -40,6 +46,7 @@ struct Step {
         tile{f.problem.H, unit0, b0, int(b0 + given.tile_rows < f.problem.B ? given.tile_rows : f.problem.B - b0)},
         state_h(static_cast<Number*>(given.h)),
         state_c(static_cast<Number*>(given.c)),
+        seen(static_cast<Stored*>(given.seen)),
         step(step_),
         t(walk.time(step_)),
         H(f.problem.H) {}
@@ -53,10 +60,14 @@ struct Step {
     const int64_t unit = tile.unit0 + thread_id() % Tile::kUnits;
     if (unit >= H) return;
     for (int row = thread_id() / Tile::kUnits; row < tile.rows; row += kStepThreads / Tile::kUnits) {
-      if constexpr (kPass == Pass::forward)
-        forward(row, tile.b0 + row, unit);
-      else
+      if constexpr (kPass == Pass::forward) {
+        if (kNoise && step < 0)
+          show_next(tile.b0 + row, unit, load(f.h0, walk.edge(tile.b0 + row) * H + unit));
+        else
+          forward(row, tile.b0 + row, unit);
+      } else {
         backward(row, tile.b0 + row, unit);
+      }
     }
   }
 
@@ -67,7 +78,7 @@ struct Step {
     const int64_t b = tile.b0 + row;
     if (row < tile.rows) {
       if constexpr (kPass == Pass::forward) {
-        if (walk.real(t, b)) source = walk.before<Stored>(f.y, f.h0, step, b);
+        if (walk.real(t, b)) source = input(b);
       } else if (step + 1 < f.problem.T) {
         const int64_t after = walk.time(step + 1);
         if (walk.real(after, b) && !walk.cut(after, b)) {
@@ -78,6 +89,21 @@ struct Step {
     }
     Tile::sources()[row] = source;
     Tile::sources()[kTileRows + row] = source_q;
+  }
+
+  FUSEDRNN_DEVICE bool drops() const { return f.noise.dropout > 0; }
+  FUSEDRNN_DEVICE UnitNoise<E> noise(int64_t b, int64_t unit) const { return {f, walk.s, b, unit}; }
+  // What W_hh sees of a row's state at the start of a step, with recurrent dropout.
+  FUSEDRNN_DEVICE Stored* seen_at(int64_t at_step, int64_t b) const {
+    return seen + ((at_step & 1) * f.problem.S * f.problem.B + walk.edge(b)) * H;
+  }
+  FUSEDRNN_DEVICE void show_next(int64_t b, int64_t unit, V h) const {
+    E::store(seen_at(step + 1, b) + unit, h * noise(b, unit).dropout_factor());
+  }
+  FUSEDRNN_DEVICE const Stored* input(int64_t b) const {  // of a row that has the step
+    if constexpr (kNoise)
+      if (drops()) return step < 0 || walk.cut(t, b) ? nullptr : seen_at(step, b);
+    return walk.before<Stored>(f.y, f.h0, step, b);
   }
 
   FUSEDRNN_DEVICE Number sum(int gate, int row, int64_t unit) const {
@@ -110,8 +136,15 @@ struct Step {
         a[g] = apart ? of_x : of_x + of_h;
         if (apart) a[3] = of_h;
       }
+      const V h_old = h, c_old = c;
       h = C::forward(a, h, c, kept);
+      if constexpr (kNoise) {
+        h = mixed(noise(b, unit).old_share(kZoneoutH, t), h_old, h);
+        if (C::kHasC) c = mixed(noise(b, unit).old_share(kZoneoutC, t), c_old, c);
+      }
     }
+    if constexpr (kNoise)
+      if (drops()) show_next(b, unit, h);
     if (at >= 0) {  // packed rows have no place for what is not real
       store(f.y, at * H + unit, real ? h : V(0));
       if (C::kHasC) store(f.cs, at * H + unit, real ? c : V(0));
@@ -127,7 +160,10 @@ struct Step {
   FUSEDRNN_DEVICE void backward(int row, int64_t b, int64_t unit) const {
     const int64_t edge = walk.edge(b) * H + unit;
     const bool last = step + 1 == f.problem.T;
-    V dh = (last ? load(f.dhn, edge) : V(load_global(state_h + edge))) + V(sum(0, row, unit)), dc(0), da[4] = {};
+    V through(sum(0, row, unit));
+    if constexpr (kNoise)
+      if (drops()) through = through * noise(b, unit).dropout_factor();
+    V dh = (last ? load(f.dhn, edge) : V(load_global(state_h + edge))) + through, dc(0), da[4] = {};
     if (C::kHasC) dc = last ? load(f.dcn, edge) : V(load_global(state_c + edge));
     if (step < 0) {
       store(f.dh0, edge, dh);
@@ -149,7 +185,19 @@ struct Step {
         c_before = load(walk.before<Stored>(f.cs, f.c0, step, b), unit);
         c = load(f.cs, at * H + unit);
       }
-      dh = C::backward(dh + load(f.dy, at * H + unit), kept, dkept, h, y, c_before, c, dc, da);
+      dh = dh + load(f.dy, at * H + unit);
+      V h_stays(0), c_stays(0);  // what zoneout hands past the cell
+      if constexpr (kNoise) {
+        const V one(1), of_h = noise(b, unit).old_share(kZoneoutH, t);
+        h_stays = portion(of_h, dh), dh = portion(one - of_h, dh);
+        if constexpr (C::kHasC) {
+          const V of_c = noise(b, unit).old_share(kZoneoutC, t);
+          c_stays = portion(of_c, dc), dc = portion(one - of_c, dc);
+          if (f.noise.zoneout_c > 0) c = C::own_c(kept, c_before);
+        }
+      }
+      dh = C::backward(dh, kept, dkept, h, y, c_before, c, dc, da);
+      if constexpr (kNoise) dh = dh + h_stays, dc = dc + c_stays;
       if (walk.cut(t, b)) dh = dc = V(0);
     }
     if (at >= 0) {
@@ -162,14 +210,15 @@ struct Step {
 };
 
 // Blocks: unit tile fastest, then batch tile, then stream.
-template <class P, class C, Pass kPass>
+template <class P, class C, Pass kPass, bool kNoise>
 FUSEDRNN_KERNEL(kStepThreads)
 time_step(const StepCall given, int64_t step) {
   const Problem& n = given.call.problem;
   constexpr int kUnits = StepTile<P, C, kPass>::kUnits;
   const int64_t unit_tiles = (n.H + kUnits - 1) / kUnits, batch_tiles = (n.B + given.tile_rows - 1) / given.tile_rows;
   const int64_t block = block_id(), tile = block / unit_tiles;
-  Step<P, C, kPass>(given, step, tile / batch_tiles, tile % batch_tiles * given.tile_rows, block % unit_tiles * kUnits)
+  Step<P, C, kPass, kNoise>(given, step, tile / batch_tiles, tile % batch_tiles * given.tile_rows,
+                            block % unit_tiles * kUnits)
       .run();
 }
 }  // namespace fusedrnn::cuda

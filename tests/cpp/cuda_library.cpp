@@ -1,6 +1,7 @@
 // The CUDA backend on the stand-in, as a library that Python calls by ctypes (tests/cuda_calls.py): pointers are the
 // host's, every launch is over when it returns.
 #include <math.h>
+#include <string.h>
 
 #include <stdexcept>
 #include <string>
@@ -16,6 +17,12 @@ using namespace fusedrnn;
 using namespace fusedrnn::cuda;
 std::string error;
 
+double number(int64_t bits) {
+  double value;
+  memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
 Call call_of(const int64_t* values) {
   Call call{};
   auto next = [&] { return *values++; };
@@ -27,7 +34,11 @@ Call call_of(const int64_t* values) {
   Rows& rows = call.rows;
   in(rows.lengths), rows.length_s = next(), rows.length_b = next();
   in(rows.reset), rows.reset_t = next(), rows.reset_b = next(), rows.reset_s = next();
-  in(call.offsets), in(call.w), in(call.bias), in(call.h0), in(call.c0);
+  in(call.offsets);
+  Noise& noise = call.noise;
+  noise.zoneout_h = number(next()), noise.zoneout_c = number(next()), noise.dropout = number(next());
+  in(call.key), noise.drawn = call.key;
+  in(call.w), in(call.bias), in(call.h0), in(call.c0);
   in(call.gates_x), in(call.y), in(call.cs), in(call.gates), in(call.hn), in(call.cn);
   in(call.dy), in(call.dgates), in(call.dcs), in(call.dhn), in(call.dcn);
   in(call.dgates_x), in(call.dq), in(call.dh0), in(call.dc0);
