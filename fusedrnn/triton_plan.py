@@ -12,7 +12,7 @@ import shutil
 import torch
 
 from . import modes, ops, products
-from .spec import NOISE, Problem
+from .spec import Problem
 from .triton_kernels import config
 
 OLDEST = (3, 6)
@@ -85,8 +85,8 @@ def why_not(problem: Problem) -> str | None:
         return f"it computes in float16, bfloat16, float32 and float64, not in {dtype}"
     if problem.proj_size:
         return "it has no projection (proj_size)"
-    if problem.zoneout or problem.recurrent_dropout:
-        return f"its kernels have no {', '.join(name for name in NOISE if getattr(problem, name))}"
+    if problem.zoneout and not problem.drawn and problem.grad and not problem.cell.kept:
+        return "in eval it has no gradients of an RNN with zoneout"
     if _current(problem).sm < 80:
         return "it needs a GPU of compute capability 8.0 or newer"
     if not problem.traced and not problem.packed and problem.T * problem.B * problem.D >= ROWS:

@@ -87,6 +87,13 @@ def forward(CELL: tl.constexpr, x, a, h, c):
 
 
 @triton.jit
+def own_c(kept, before):
+    """What the LSTM made of c, where zoneout may have kept the one before."""
+    i, f, g, o = kept
+    return f * before + i * g
+
+
+@triton.jit
 def backward(CELL: tl.constexpr, dh, dc, kept, dkept, before, after):
     """The gradients of `x`, of `a`, and of the state that no matrix multiplies.
 

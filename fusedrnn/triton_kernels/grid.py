@@ -23,12 +23,13 @@ from .backward import store_step as store_gradients
 from .cells import cast, dot
 from .forward import finish as finish_forward
 from .forward import store_step as store_states
-from .walk import cut_at, grid_sync, load_state, load_tiles, longest, row_at, rows, state_before
+from .noise import ZONEOUT_C, ZONEOUT_H, parted, seen, zoneout
+from .walk import NUMBERS, cut_at, grid_sync, load_state, load_tiles, longest, row_at, rows, state_before, time_at
 
 
-@triton.jit(do_not_specialize=["tile", "T", "B", "S", "blocks", "D", "len_s", "len_b", "rst_t", "rst_b", "rst_s"])
-def forward_grid(gates_x, h0, c0, w, b_hh, lengths, reset, offsets, y, hn, gates, cs, cn, barrier, tile,
-                 T, B, S, blocks, D, len_s, len_b, rst_t, rst_b, rst_s,
+@triton.jit(do_not_specialize=["tile", *NUMBERS])
+def forward_grid(gates_x, h0, c0, w, b_hh, lengths, reset, offsets, key, dropout, y, hn, gates, cs, cn, barrier, tile,
+                 T, B, S, blocks, D, len_s, len_b, rst_t, rst_b, rst_s, zone_h, zone_c,
                  CELL: tl.constexpr, G: tl.constexpr, Z: tl.constexpr, AT: tl.constexpr, PRECISION: tl.constexpr,
                  UNITS: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr, K_SPLIT: tl.constexpr,
                  BLOCK: tl.constexpr, CHUNKS: tl.constexpr):  # fmt: skip
@@ -76,6 +77,7 @@ def forward_grid(gates_x, h0, c0, w, b_hh, lengths, reset, offsets, y, hn, gates
             k = chunk * K_SPLIT * INNER + k_column
             mask = held[None, :, :] & (k < H)
             state = state_before(y, h0, q, before[None, :, :], edge[None, :, :], k, H, mask, AT, ".cg")
+            state = seen(dropout, edge[None, :, :] + k, mask, state)
             operand = cast(state, w.dtype.element_ty)
             totals = ()
             for g in tl.static_range(G):
@@ -87,7 +89,10 @@ def forward_grid(gates_x, h0, c0, w, b_hh, lengths, reset, offsets, y, hn, gates
             if b_hh is not None:
                 total += bias[g]
             a = a + (total,)
-        h, c, kept = cells.forward(CELL, x, a, h, c)
+        new_h, new_c, kept = cells.forward(CELL, x, a, h, c)
+        t = time_at(q, first, reverse)
+        h = zoneout(key, zone_h, ZONEOUT_H, t, b, s, u, h, new_h)
+        c = zoneout(key, zone_c, ZONEOUT_C, t, b, s, u, c, new_c)
         live = (q < n) & (u < H)
         store_states(y, gates, cs, row, u, H, live, h, c, kept, CELL, Z)
         before = row
@@ -138,9 +143,10 @@ def needed(dy, dcs, y, cs, h0, c0, q, row, before, edge, u, H, live, CELL: tl.co
     return of_y, of_cs, previous, after
 
 
-@triton.jit(do_not_specialize=["tile", "T", "B", "S", "blocks", "D", "len_s", "len_b", "rst_t", "rst_b", "rst_s"])
-def backward_grid(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, lengths, reset, offsets,
-                  dgates_x, dh0, dc0, dq, barrier, tile, T, B, S, blocks, D, len_s, len_b, rst_t, rst_b, rst_s,
+@triton.jit(do_not_specialize=["tile", *NUMBERS])
+def backward_grid(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, lengths, reset, offsets, key, dropout,
+                  dgates_x, dh0, dc0, dq, barrier, tile,
+                  T, B, S, blocks, D, len_s, len_b, rst_t, rst_b, rst_s, zone_h, zone_c,
                   CELL: tl.constexpr, G: tl.constexpr, Z: tl.constexpr, AT: tl.constexpr, PRECISION: tl.constexpr,
                   UNITS: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr, K_SPLIT: tl.constexpr,
                   BLOCK: tl.constexpr, CHUNKS: tl.constexpr):  # fmt: skip
@@ -163,6 +169,7 @@ def backward_grid(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, lengths, r
     inside = (b < B) & (u < H)
     steps = longest(lengths, n, T)
     passed = tl.zeros((UNITS, ROWS), AT)
+    held_h = passed
     linked = b < 0  # none: no step comes after the last
     row = row_at(steps - 1, first, reverse, offsets, b, s, T, B, S)
     before = row_at(steps - 2, first, reverse, offsets, b, s, T, B, S)
@@ -178,10 +185,13 @@ def backward_grid(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, lengths, r
         ends = inside & (q == n - 1)
         dh = product(tiles, dgates_x, dq, next, linked, k_column, H, CELL, G, AT, PRECISION, UNITS, ROWS, INNER,
                      K_SPLIT, CHUNKS)  # fmt: skip
+        dh = seen(dropout, edge + u, inside, dh)
         dh += load_state(dhn, edge + u, ends, AT)
         dc = tl.zeros((UNITS, ROWS), AT)
         if CELL == 0:
             dh += tl.where(linked, passed, 0.0)
+        elif zone_h is not None:
+            dh += tl.where(linked, held_h, 0.0)
         if CELL == 1:
             dc = tl.where(linked, passed, 0.0) + load_state(dcn, edge + u, ends, AT)
         if q >= 0:
@@ -193,7 +203,19 @@ def backward_grid(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, lengths, r
             second = None
             if dgates is not None:
                 second = dkept
-            dx, da, passed = cells.backward(CELL, dh + of_y, dc + of_cs, kept, second, previous, after)
+            dh_all = dh + of_y
+            dc_all = dc + of_cs
+            t = time_at(q, first, reverse)
+            if zone_h is not None:
+                held_h, dh_all = parted(key, zone_h, ZONEOUT_H, t, b, s, u, dh_all)
+            if zone_c is not None:
+                held_c, dc_all = parted(key, zone_c, ZONEOUT_C, t, b, s, u, dc_all)
+                after = cells.own_c(kept, previous)
+            dx, da, passed = cells.backward(CELL, dh_all, dc_all, kept, second, previous, after)
+            if CELL == 0 and zone_h is not None:
+                passed += held_h
+            if zone_c is not None:
+                passed += held_c
             store_gradients(dgates_x, dq, row, u, H, (q < n) & (u < H), dx, da, CELL, G)
             next = row
             row = before
