@@ -57,7 +57,7 @@ def _scan(
         return ops._scan_fake(
             gates_x, h0, c0, weight_hh, bias_hh, lengths, reset, None, None, offsets, None, [], cell, directions, save
         )
-    how = _plan(spec, T, rows, S, H, gates_x, route, False, lengths is not None or reset is not None)
+    how = _plan(spec, T, rows, S, H, gates_x, route, False, lengths is not None or reset is not None, rates)
     launch = _kernels(gates_x)
     given = (gates_x, h0, c0, weight_hh, bias_hh, lengths, reset, offsets)
     with _on(gates_x):
@@ -114,7 +114,7 @@ def _scan_backward(
         return ops._scan_backward_fake(
             dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, weight_hh, lengths, reset, cell, directions, route, offsets
         )
-    how = _plan(spec, T, rows, S, H, y, route, True, lengths is not None or reset is not None)
+    how = _plan(spec, T, rows, S, H, y, route, True, lengths is not None or reset is not None, rates)
     launch = _kernels(y)
     given = (dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, weight_hh, lengths, reset, offsets)
     with _on(y):
@@ -219,13 +219,21 @@ def _said(t: Tensor) -> str:
 
 
 def _plan(
-    spec: CellSpec, T: int, B: int, S: int, H: int, like: Tensor, route: int, backward: bool, masked: bool
+    spec: CellSpec,
+    T: int,
+    B: int,
+    S: int,
+    H: int,
+    like: Tensor,
+    route: int,
+    backward: bool,
+    masked: bool,
+    rates: Sequence[float],
 ) -> config.Plan:
     _check(H > 0, "expected at least one hidden unit")
+    gpu = like.device.index if like.is_cuda else None
     try:
-        return triton_plan.plan(
-            spec.code, T, B, S, H, like.dtype, route, backward, masked, like.device.index if like.is_cuda else None
-        )
+        return triton_plan.plan(spec.code, T, B, S, H, like.dtype, route, backward, masked, rates, gpu)
     except ValueError as error:
         raise RuntimeError(f"fusedrnn: {error}") from None
 

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 import shutil
+from collections.abc import Sequence
 
 import torch
 
@@ -107,6 +108,7 @@ def plan(
     route: int,
     backward: bool,
     masked: bool,
+    rates: Sequence[float],
     gpu: int | None,
 ) -> config.Plan:
     """How one pass of the recurrence runs.
@@ -121,6 +123,7 @@ def plan(
         route: as of `backends.route`.
         backward: which pass.
         masked: whether rows have lengths, resets or offsets.
+        rates: as of the ops.
         gpu: index of the GPU; None for the interpreter.
 
     Raises:
@@ -128,7 +131,8 @@ def plan(
     """
     device = INTERPRETED_AS if gpu is None or interpreting() else _device(gpu)
     regime = config.REGIMES[route & 7]
-    return _plan(cell, T, B, S, H, DTYPES[dtype], bool(route & products.ALLOW_TF32), backward, masked, device, regime)
+    tf32, noise = bool(route & products.ALLOW_TF32), (any(rates[:2]), any(rates[2:]))
+    return _plan(cell, T, B, S, H, DTYPES[dtype], tf32, backward, masked, *noise, device, regime)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -142,13 +146,15 @@ def _plan(
     tf32: bool,
     backward: bool,
     masked: bool,
+    zoneout: bool,
+    dropout: bool,
     device: config.Device,
     regime: str,
 ) -> config.Plan:
     # full float32 is three products of TF32: Triton's own "ieee" does without tensor cores, and with LSTM tiles its
     # compiler aborts
     precision = ("tf32" if tf32 else "tf32x3") if dtype == "fp32" else "ieee"
-    return config.plan(cell, T, B, S, H, dtype, precision, backward, device, regime, masked)
+    return config.plan(cell, T, B, S, H, dtype, precision, backward, device, regime, masked, zoneout, dropout)
 
 
 def _current(problem: Problem) -> config.Device:
@@ -194,6 +200,8 @@ def plans(problem: Problem, regime: str = "") -> dict[str, config.Plan | str]:
                 products.layers_allow_tf32(),
                 name == "backward",
                 problem.lengths or problem.reset or problem.packed,
+                problem.zoneout,
+                problem.recurrent_dropout,
                 _current(problem),
                 regime,
             )

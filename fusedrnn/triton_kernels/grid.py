@@ -9,7 +9,8 @@ Memory: W_hh in shared memory. h, c and what passes a step beside the product st
     gate gradients backward; loads of it pass L1 by, which may hold what stood there before.
 Synchronisation: a barrier of all tiles of units of a tile of rows after each step. What the next step reads of this
     program's own is on its way before the wait.
-Requires: all programs of a launch at once: a cooperative launch, no more programs than SMs. T*B*S < 2^31.
+Requires: all programs of a launch at once: a cooperative launch, no more programs than SMs. T*B*S < 2^31. No recurrent
+    dropout: its mask beside W_hh and the states that are read at once takes more registers than there are.
 Source: split of k and barrier: this project's prototype; a grid barrier of one counter, as in CUDA's cooperative
     groups.
 """
@@ -23,12 +24,12 @@ from .backward import store_step as store_gradients
 from .cells import cast, dot
 from .forward import finish as finish_forward
 from .forward import store_step as store_states
-from .noise import ZONEOUT_C, ZONEOUT_H, parted, seen, zoneout
+from .noise import ZONEOUT_C, ZONEOUT_H, parted, zoneout
 from .walk import NUMBERS, cut_at, grid_sync, load_state, load_tiles, longest, row_at, rows, state_before, time_at
 
 
 @triton.jit(do_not_specialize=["tile", *NUMBERS])
-def forward_grid(gates_x, h0, c0, w, b_hh, lengths, reset, offsets, key, dropout, y, hn, gates, cs, cn, barrier, tile,
+def forward_grid(gates_x, h0, c0, w, b_hh, lengths, reset, offsets, key, y, hn, gates, cs, cn, barrier, tile,
                  T, B, S, blocks, D, len_s, len_b, rst_t, rst_b, rst_s, zone_h, zone_c,
                  CELL: tl.constexpr, G: tl.constexpr, Z: tl.constexpr, AT: tl.constexpr, PRECISION: tl.constexpr,
                  UNITS: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr, K_SPLIT: tl.constexpr,
@@ -77,7 +78,6 @@ def forward_grid(gates_x, h0, c0, w, b_hh, lengths, reset, offsets, key, dropout
             k = chunk * K_SPLIT * INNER + k_column
             mask = held[None, :, :] & (k < H)
             state = state_before(y, h0, q, before[None, :, :], edge[None, :, :], k, H, mask, AT, ".cg")
-            state = seen(dropout, edge[None, :, :] + k, mask, state)
             operand = cast(state, w.dtype.element_ty)
             totals = ()
             for g in tl.static_range(G):
@@ -144,7 +144,7 @@ def needed(dy, dcs, y, cs, h0, c0, q, row, before, edge, u, H, live, CELL: tl.co
 
 
 @triton.jit(do_not_specialize=["tile", *NUMBERS])
-def backward_grid(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, lengths, reset, offsets, key, dropout,
+def backward_grid(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, lengths, reset, offsets, key,
                   dgates_x, dh0, dc0, dq, barrier, tile,
                   T, B, S, blocks, D, len_s, len_b, rst_t, rst_b, rst_s, zone_h, zone_c,
                   CELL: tl.constexpr, G: tl.constexpr, Z: tl.constexpr, AT: tl.constexpr, PRECISION: tl.constexpr,
@@ -185,7 +185,6 @@ def backward_grid(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, lengths, r
         ends = inside & (q == n - 1)
         dh = product(tiles, dgates_x, dq, next, linked, k_column, H, CELL, G, AT, PRECISION, UNITS, ROWS, INNER,
                      K_SPLIT, CHUNKS)  # fmt: skip
-        dh = seen(dropout, edge + u, inside, dh)
         dh += load_state(dhn, edge + u, ends, AT)
         dc = tl.zeros((UNITS, ROWS), AT)
         if CELL == 0:

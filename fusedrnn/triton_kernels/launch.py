@@ -53,7 +53,7 @@ def scan(
     gates = gates_x.new_empty((*sequence[:3], kept * H) if kept else 0)
     cs, cn = gates_x.new_empty(sequence if lstm else 0), gates_x.new_empty(edge if lstm else 0)
     masks, strides = _masks(lengths, reset, offsets, gates_x.dtype)
-    given, drawn = _dense(gates_x, h0, c0, weight_hh, bias_hh), _drawn(mask_key, rates, gates_x, S, B, H)
+    given, drawn = _dense(gates_x, h0, c0, weight_hh, bias_hh), _drawn(mask_key, rates, how, gates_x, S, B, H)
     out = (y, hn, gates if kept else None, cs if lstm else None, cn if lstm else None)
     sizes = (T, B, S, H, directions, *strides, *map(_bits, rates[:2] or (0.0, 0.0)))
     _run(forward, "forward", (*given, *masks, *drawn, *out), sizes, cell, T, how, gates_x)
@@ -89,7 +89,7 @@ def scan_backward(
     dc0, dq = y.new_empty((S, B, H) if lstm else 0), y.new_empty(y.shape if gru else 0)
     masks, strides = _masks(lengths, reset, offsets, y.dtype)
     given = _dense(dy, dhn, dgates, dcs, dcn, gates if KEPT[cell] else None, y, h0, cs, c0, weight_hh)
-    drawn = _drawn(mask_key, rates, y, S, B, H)
+    drawn = _drawn(mask_key, rates, how, y, S, B, H)
     out = (dgates_x, dh0, dc0 if lstm else None, dq if gru else None)
     sizes = (T, B, S, H, directions, *strides, *map(_bits, rates[:2] or (0.0, 0.0)))
     # tiles take a turn more, which forms dh0
@@ -182,18 +182,19 @@ def _masks(
 
 
 def _drawn(
-    mask_key: Tensor | None, rates: Sequence[float], like: Tensor, S: int, B: int, H: int
-) -> tuple[Tensor | None, Tensor | None]:
-    """The key and recurrent dropout's mask [S, B, H], where the kernels need them."""
+    mask_key: Tensor | None, rates: Sequence[float], how: Plan, like: Tensor, S: int, B: int, H: int
+) -> tuple[Tensor | None, ...]:
+    """The key and, where the kernels take it, recurrent dropout's mask [S, B, H]; None for what is not needed."""
+    taken = 1 if how.regime == "grid" else 2
     if not rates or mask_key is None:
-        return None, None
+        return (None, None)[:taken]
     key, dropout, rate = mask_key.contiguous(), None, rates[2]
     if _bits(rate) is not None:
         dropout = like.new_empty(S, B, H, dtype=_accumulator(like))
         scale = 1 / (1 - rate) if rate < 1 else 1.0  # of 1 all are dropped
         programs, tile = (triton.cdiv(H, 64), triton.cdiv(B, 16), S), {"UNITS": 64, "ROWS": 16}
         noise.draw_dropout[programs](dropout, key, _bits(rate), _bits(scale), B, H, **tile)
-    return key if any(rates[:2]) else None, dropout
+    return (key if any(rates[:2]) else None, dropout)[:taken]
 
 
 def _bits(number: float) -> int | None:
