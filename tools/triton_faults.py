@@ -28,8 +28,8 @@ class Fault(NamedTuple):
         return text[: found.start()] + found[0].replace(self.old, self.new) + text[found.end() :]
 
 
-ROWS, LONGEST, ROW, CUT, BEFORE, TAIL = (
-    f"walk.{name}" for name in ("rows", "longest", "row_at", "cut_at", "state_before", "zero_tail")
+ROWS, LONGEST, TIME, ROW, CUT, BEFORE, TAIL = (
+    f"walk.{name}" for name in ("rows", "longest", "time_at", "row_at", "cut_at", "state_before", "zero_tail")
 )
 SYNC = "walk.grid_sync"
 STEP, FINISH, RESIDENT, TILED = (
@@ -51,7 +51,7 @@ FAULTS = (
     Fault("rows outside the batch have a step where there are lengths", ROWS, "other=0", "other=1"),
     Fault("a program stops at its shortest row", LONGEST, "tl.max(n)", "tl.min(n)"),
     Fault("a program stops a step early", LONGEST, "tl.max(n)", "tl.max(n) - 1"),
-    Fault("every stream's steps count upwards", ROW, "(1 - 2 * reverse)", "1"),
+    Fault("every stream's steps count upwards", TIME, "(1 - 2 * reverse)", "1"),
     Fault("packed: the step's number instead of its time", ROW, "offsets + t", "offsets + (t * 0 + q)"),
     Fault("packed: a step before the first is looked up", ROW, "(t >= 0) & ", ""),
     Fault("packed: a step behind the last is looked up", ROW, " & (t < T)", ""),
@@ -126,6 +126,15 @@ FAULTS = (
     Fault("LSTM: second derivatives of o", "cells.backward", "            do += dkept[3]\n"),
     Fault("LSTM: c before the step", "cells.backward", "df = dc * before", "df = dc * after"),
     Fault("relu: a gradient passes at 0", "cells.backward", "after <= 0.0", "after < 0.0"),
+    # noise
+    Fault("c is drawn as h", "forward.forward_resident", "zone_c, ZONEOUT_C", "zone_c, ZONEOUT_H"),
+    Fault("zoneout is drawn by the step", "backward.backward_tiled", "t = time_at(q, first, reverse)", "t = q + first * 0"),
+    Fault("backward draws the step behind", "backward.backward_resident", "t = time_at(q,", "t = time_at(q + 1,"),
+    Fault("dropout: W_hh sees the whole state", "forward.forward_resident", "seen(dropout, edge, inside, h)", "h"),
+    Fault("dropout: the GRU's direct half is dropped too", "backward.backward_resident", "dropout is None else", "True else"),
+    Fault("zoneout: the gradient of the old state", "noise.parted", "tl.where(held, gradient, 0.0),", "gradient * 0.0,"),
+    Fault("a unit takes its block's first word", "noise.happens", "place = u % 4", "place = u * 0"),
+    Fault("zoneout: the gradient of c is of the c that was kept", "backward.backward_grid", "cells.own_c(kept, previous)", "after"),
     # backward
     Fault("GRU: dq is the input half's", BACK_STEP, "cast(da[2]", "cast(dx[2]"),
     Fault("packed rows are given padding", BACK_FINISH, " and offsets is None", ""),

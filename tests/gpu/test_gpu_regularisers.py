@@ -15,18 +15,20 @@ NOISES = ({"zoneout": 0.4}, {"recurrent_dropout": 0.4}, {"weight_dropout": 0.4})
 each_noise = pytest.mark.parametrize("noise", NOISES, ids=lambda noise: next(iter(noise)))
 
 
-def start(cell: str, noise: dict[str, float]) -> tuple[Any, Tensor]:
-    """On the backend that takes them on a GPU; in a rehearsal "auto" would take another."""
-    layer = getattr(fusedrnn, cell)(
-        5, 16, num_layers=2, bidirectional=True, device=DEVICE, backend="reference", **noise
-    )
+TRITON = pytest.mark.skipif(REHEARSAL, reason="tests/triton interprets these kernels")
+each_backend = pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=TRITON)])
+
+
+def start(cell: str, noise: dict[str, float], backend: str) -> tuple[Any, Tensor]:
+    layer = getattr(fusedrnn, cell)(5, 16, num_layers=2, bidirectional=True, device=DEVICE, backend=backend, **noise)
     return layer, torch.randn(6, 3, 5, device=DEVICE)
 
 
+@each_backend
 @each_noise
 @pytest.mark.parametrize("cell", ["GRU", "LSTM", "RNN"])
-def test_nothing_is_read_on_the_host(cell: str, noise: dict[str, float]) -> None:
-    layer, x = start(cell, noise)
+def test_nothing_is_read_on_the_host(cell: str, noise: dict[str, float], backend: str) -> None:
+    layer, x = start(cell, noise, backend)
     layer(x)[0].sum().backward()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -35,11 +37,12 @@ def test_nothing_is_read_on_the_host(cell: str, noise: dict[str, float]) -> None
         torch.cuda.set_sync_debug_mode("default")
 
 
+@each_backend
 @each_noise
 @pytest.mark.parametrize("cell", ["GRU", "LSTM", "RNN"])
 @pytest.mark.skipif(REHEARSAL, reason="a CPU has no graphs")
-def test_a_graph_draws_anew_at_each_replay(cell: str, noise: dict[str, float]) -> None:
-    layer, x = start(cell, noise)
+def test_a_graph_draws_anew_at_each_replay(cell: str, noise: dict[str, float], backend: str) -> None:
+    layer, x = start(cell, noise, backend)
     side = torch.cuda.Stream()
     with torch.no_grad():
         with torch.cuda.stream(side):
@@ -56,15 +59,33 @@ def test_a_graph_draws_anew_at_each_replay(cell: str, noise: dict[str, float]) -
     assert all(r.isfinite().all() for r in replays)
 
 
+@each_backend
 @each_noise
-def test_the_seed_of_the_device_makes_it_again(noise: dict[str, float]) -> None:
-    layer, x = start("LSTM", noise)
+def test_the_seed_of_the_device_makes_it_again(noise: dict[str, float], backend: str) -> None:
+    layer, x = start("LSTM", noise, backend)
     found = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
         found.append(layer(x)[0].detach())
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+
+
+@TRITON
+@pytest.mark.parametrize("cell", ["GRU", "LSTM", "RNN"])
+@pytest.mark.parametrize("regime", ["resident", "streamed", "step", "grid"])
+def test_triton_draws_the_references_masks(cell: str, regime: str) -> None:
+    """From one seed the same outputs and gradients, to rounding; held units show a mask that differs at once."""
+    noise = {"zoneout": 0.4} if regime == "grid" else {"zoneout": 0.4, "recurrent_dropout": 0.4}
+    layer, x = start(cell, noise, f"triton:{regime}")
+    layer, x, found = layer.half(), x.half().requires_grad_(), []
+    for backend in (f"triton:{regime}", "reference"):
+        layer.backend = backend
+        torch.manual_seed(3)
+        y = layer(x)[0]
+        found.append([y, *torch.autograd.grad(y.float().square().sum(), [x, *layer.parameters()])])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
 
 
 def test_the_same_key_draws_the_same_on_the_host() -> None:
