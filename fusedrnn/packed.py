@@ -107,7 +107,9 @@ def _run(
     T, B, D, num_layers = problem.T, problem.B, problem.D, problem.L
     if chosen == "aten":
         return _by_torch(problem, data, batch_sizes, hx, weights, training)
-    padded = recompute or return_states or problem.bptt or problem.traced or problem.zoneout or problem.recurrent_dropout
+    padded = (
+        recompute or return_states or problem.bptt or problem.traced or problem.zoneout or problem.recurrent_dropout
+    )
     if backends.has_route(chosen) and not padded:
         return _as_they_lie(problem, data, batch_sizes, hx, weights, backends.route(chosen, problem.dtype))
 

@@ -274,7 +274,9 @@ def main(arguments: list[str]) -> int:
     told = f"of {', '.join(map(str, DEVICES))} (default: {' '.join(map(str, DEFAULT))})"
     parser.add_argument("architectures", nargs="*", type=_architecture, metavar="ARCHITECTURE", help=told)
     parser.add_argument("--only", type=re.compile, default=re.compile(""), metavar="REGEX", help="of printed names")
-    parser.add_argument("--variants", action="store_true", help="of the widest: float16, ReLU, packed, all gradients, zoneout's mean")
+    parser.add_argument(
+        "--variants", action="store_true", help="of the widest: float16, ReLU, packed, all gradients, zoneout's mean"
+    )
     options = parser.parse_args(arguments)
     if reason := triton_plan.missing():
         print(f"triton_check: nothing is compiled: {reason}", file=sys.stderr)

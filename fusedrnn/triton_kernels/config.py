@@ -7,9 +7,8 @@
 
 What is here was compiled for sm_80, sm_89 and sm_90 by Triton 3.6 and 3.9, with and without lengths and resets,
 forward and backward, and spills no register, but for some float64 tiles of an LSTM by Triton 3.6:
-`python tools/triton_check.py 80 89 90` does it again. With zoneout and recurrent dropout, the widest of a kind were, for
-sm_80 and sm_90. Nothing is tuned at run time, and no time below was measured on a
-GPU.
+`python tools/triton_check.py 80 89 90` does it again. With zoneout and recurrent dropout the widest of each kind
+were, for sm_80 and sm_90. Nothing is tuned at run time, and no time below was measured on a GPU.
 """
 
 from __future__ import annotations
@@ -136,7 +135,7 @@ def plan(
     """
     kind = precision if dtype == "fp32" else "fp64" if dtype == "fp64" else "half"
     noise = zoneout or dropout
-    tiled = _tiled(cell, kind, precision, regime or "step", device, noise)
+    tiled = _tiled(cell, kind, precision, regime or "step", device, backward, noise)
     if regime in ("", "resident"):
         limit = _resident_limit(cell, kind, device, noise)
         refusal = _not_resident(cell, S, H, kind, device, limit, zoneout, dropout)
@@ -159,7 +158,7 @@ def plan(
         return tiled
     # one launch whose programs read all of W_hh every step, or a launch a step that reads it once
     streamed = _streamed_us(cell, T, H, dtype) < T * LAUNCH_US
-    return _tiled(cell, kind, precision, "streamed" if streamed else "step", device, noise)
+    return _tiled(cell, kind, precision, "streamed" if streamed else "step", device, backward, noise)
 
 
 def _column(device: Device) -> int:
@@ -209,9 +208,7 @@ def _resident(cell: int, H: int, kind: str, precision: str, limit: int, noise: b
     return Plan("resident", precision, units=units, warps=8 if wide else 4, registers=registers)
 
 
-def _not_in_grid(
-    cell: int, S: int, H: int, kind: str, device: Device, zoneout: bool, dropout: bool
-) -> str | None:
+def _not_in_grid(cell: int, S: int, H: int, kind: str, device: Device, zoneout: bool, dropout: bool) -> str | None:
     if dropout:
         return "grid: it has no recurrent_dropout; take triton:streamed or triton:step"
     if zoneout and kind == "tf32x3":  # of the GRU's backward it spills
@@ -243,14 +240,14 @@ def _grid(cell: int, B: int, S: int, H: int, kind: str, precision: str, backward
     return Plan("grid", precision, units=16, warps=8, registers=registers, inner=inner, k_split=k_split, tiles=tiles)
 
 
-def _tiled(cell: int, kind: str, precision: str, regime: str, device: Device, noise: bool) -> Plan:
+def _tiled(cell: int, kind: str, precision: str, regime: str, device: Device, backward: bool, noise: bool) -> Plan:
     if kind == "half":  # wider, an LSTM spills, and on sm_89 or with noise a GRU
         small = cell == LSTM or (cell == GRU and (noise or _column(device) == 89))
         warps = 8 if cell == LSTM or (cell == GRU and noise) else 4
         return Plan(regime, precision, stages=2, inner=32 if small else 64, warps=warps)
     units = 16 if kind == "fp64" else 32
     if noise and cell == LSTM and kind == "tf32x3":
-        return Plan(regime, precision, units=16, inner=16, registers=None)
+        return Plan(regime, precision, units=16, inner=16, registers=REGISTERS if backward else None)
     if noise and cell == LSTM and kind == "tf32":
         return Plan(regime, precision, units=units, inner=16, warps=8)
     inner = 16 if kind == "tf32x3" and cell in (GRU, LSTM) else units  # with lengths and resets 32 spill

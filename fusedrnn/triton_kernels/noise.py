@@ -1,9 +1,9 @@
 """Which units zoneout and recurrent dropout hit, and what zoneout makes of a state and of its gradient.
 
 Computes: the words of fusedrnn/philox.py, bit for bit, by Triton's own Philox of ten rounds.
-Mapping: each unit draws its own block of four words and takes one. In the tiles of a product the units of a block lie in
-    threads that do not meet, so that sharing it would cost a way through shared memory. Drawn four times it costs ten
-    rounds of four products and four xors a unit, row and step, none of which waits for the state.
+Mapping: each unit draws its own block of four words and takes one. In the tiles of a product the units of a block lie
+    in threads that do not meet, so that sharing it would cost a way through shared memory. Drawn four times it costs
+    ten rounds of four products and four xors a unit, row and step, none of which waits for the state.
 Memory: nothing is read but the key, which never leaves the device. Dropout's mask, one a sequence, is drawn once a call
     to [S, B, H], because the operand that it multiplies is read by many programs at every step.
 Requires: a probability comes as the bits of a double, since Triton hands a Python float on as a float32; None: it is 0.
