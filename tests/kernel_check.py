@@ -115,17 +115,17 @@ NOISES = ("both", "mean", "dropout")
 """Zoneout and recurrent dropout; zoneout's expectation; recurrent dropout."""
 
 
-def noise_of(kind: str, cell: CellSpec) -> tuple[Tensor | None, tuple[float, ...]]:
+def noise_of(kind: str, cell: CellSpec) -> tuple[tuple[int, int] | None, tuple[float, ...]]:
     """Key and rates of one of NOISES. The ops have no adjoint of an RNN's expectation: there zoneout is drawn."""
     h, c = (0.0, 0.0) if kind == "dropout" else (0.3, 0.6 if cell is LSTM else 0.0)
-    key = None if kind == "mean" and cell.kept else torch.tensor([0x9ABCDEF0, 0x12345678])
+    key = None if kind == "mean" and cell.kept else (0x9ABCDEF0, 0x12345678)
     return key, (h, c, 0.0 if kind == "mean" else 0.4)
 
 
 def noisy(case: Case, noise: str) -> Case:
     """The case with noise."""
     key, rates = noise_of(noise, case.cell)
-    return dataclasses.replace(case, mask_key=key, rates=rates)
+    return dataclasses.replace(case, mask_key=None if key is None else torch.tensor(key), rates=rates)
 
 
 def check_scan(case: Case) -> None:
