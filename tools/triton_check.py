@@ -197,14 +197,17 @@ def _read(kernel: Any, cuobjdump: Path) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(kernel.asm["cubin"])
-        usage, code = (
-            subprocess.run([cuobjdump, flag, path], capture_output=True, text=True, check=True).stdout
-            for flag in ("-res-usage", "-sass")
-        )
-    registers = re.search(r"REG:(\d+)", usage)
-    assert registers is not None, usage
-    local = len(re.findall(r"\b(?:LDL|STL)\b", code))
-    return Report(int(registers[1]), kernel.metadata.shared, local, weight_loads(kernel.asm["ttgir"]))
+
+        def told(flag: str) -> str:
+            return subprocess.run([cuobjdump, flag, path], capture_output=True, text=True, check=True).stdout
+
+        usage = told("-res-usage")
+        found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage)
+        assert found is not None, usage
+        registers, *frame = map(int, found.groups())
+        # printing the machine code takes a third of all the time, and none without a frame reads local memory
+        local = len(re.findall(r"\b(?:LDL|STL)\b", told("-sass"))) if any(frame) else 0
+    return Report(registers, kernel.metadata.shared, local, weight_loads(kernel.asm["ttgir"]))
 
 
 def weight_loads(ttgir: str) -> int:
