@@ -5,16 +5,15 @@
     torch.func, with masks of units         reference loop: members that share a key shall draw the same
     torch.func, eager or compiled           Scan: a Function with setup_context and vmap, opaque to dynamo
     torch.compile, torch.export             the op `scan`, its formula and batching rule registered by torch.library
-    eager on the CPU, a gradient is wanted  LayerEager over the op `layer`; with recompute or rates, ScanEager
-    eager on the CPU, no gradient           the op `layer` below autograd; with recompute or rates, the op `scan`
+    eager on the CPU, a gradient is wanted  LayerEager over the op `layer`; with rates, ScanEager
+    eager on the CPU, no gradient           the op `layer` below autograd; with rates, the op `scan`
 
 `gates` is a differentiable output of `scan` although no caller reads it, and the adjoint is an op with a formula of its
 own. First derivatives leave the gradient of `gates` None and cost nothing. A second derivative differentiates the
 adjoint with respect to what forward kept (gates, y, cs) and sends that through the same fused backward, so nothing is
 kept for a second derivative that may never be asked for. `layer` keeps its gates in an order of its own: its second
-derivative rebuilds them from x and y, and goes on by the same formula.
-
-Over 400 lines: two doors, and one formula behind both.
+derivative rebuilds them from x and y and goes on by the same formula (formula.py). With `recompute` pieces of time run
+again (pieces.py).
 """
 
 from __future__ import annotations
@@ -26,11 +25,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import batching, ops, philox, products, reference, units
+from . import batching, formula, ops, pieces, products, reference, units
 from . import triton_ops as _triton_ops  # noqa: F401  registers what the Triton ops run
-from .adjoint import adjoint
 from .modes import forward_mode, maps_gradients, opaque, traced, transformed, without_autocast
-from .spec import CELLS, GRU, LSTM, CellSpec
+from .spec import CELLS, LSTM, CellSpec
 
 States = tuple[Tensor, ...]
 MaybeTensor = Tensor | None
@@ -77,11 +75,11 @@ def layer(
     Returns:
         y [T,B,D*H], hn [D,B,H], cs [T,B,D*H] ([0] if nobody wants it), cn [D,B,H]; the last two None but for the LSTM.
     """
-    if route is not None or recompute or rates or not x.is_cpu or traced() or ops.missing is not None:
+    if route is not None or rates or not x.is_cpu or traced() or ops.missing is not None:
         return _projected(x, h0, c0, weights, lengths, reset, spec, directions, recompute, route, mask_key, rates)
     bias = len(weights) == 4 * directions
     if torch.is_grad_enabled() and any_requires_grad(x, h0, c0, *weights):
-        out: Any = LayerEager.apply(x, h0, c0, lengths, reset, spec, bias, *weights)  # type: ignore[no-untyped-call]
+        out: Any = LayerEager.apply(x, h0, c0, lengths, reset, spec, bias, recompute and bool(spec.kept), *weights)  # type: ignore[no-untyped-call]
         y, hn, cs, cn = out if spec is LSTM else (*out, None, None)
         return y, hn, cs, cn
     with _below_autograd():
@@ -109,9 +107,9 @@ def _projected(
     if odd:
         weights, h0, c0 = units.padded(weights, h0, c0, spec)
     route = route or 0
-    w_ih, w_hh, b_ih, b_hh = stacked(weights, directions)
-    gates_x = _apart(products.linear(x, w_ih, b_ih, route), directions)
-    masks = _per_stream(lengths, reset, directions)
+    w_ih, w_hh, b_ih, b_hh = formula.stacked(weights, directions)
+    gates_x = formula.apart(products.linear(x, w_ih, b_ih, route), directions)
+    masks = formula.per_stream(lengths, reset, directions)
     source = (x, w_ih, b_ih)
     y, hn, _, cs, cn = scan(
         gates_x, h0, c0, w_hh, b_hh, *masks, spec, directions, source, recompute, route, mask_key, rates
@@ -182,38 +180,6 @@ def any_requires_grad(*tensors: Tensor | None) -> bool:
     return any(t is not None and t.requires_grad for t in tensors)
 
 
-def stacked(weights: Sequence[Tensor], directions: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """The directions' weights as w_ih [D*G*H,I], w_hh [D,G*H,H], b_ih [D*G*H], b_hh [D,G*H]."""
-    each = len(weights) // directions
-    ih, hh, *bias = (weights[k::each] for k in range(each))
-    if directions == 1:
-        return ih[0], hh[0].unsqueeze(0), *((bias[0][0], bias[1][0].unsqueeze(0)) if bias else (None, None))
-    w_ih, w_hh = torch.cat(list(ih)), torch.stack(list(hh))
-    return w_ih, w_hh, *((torch.cat(list(bias[0])), torch.stack(list(bias[1]))) if bias else (None, None))
-
-
-def _per_stream(lengths: Tensor | None, reset: Tensor | None, directions: int) -> tuple[Tensor | None, Tensor | None]:
-    """Masks of rows, [B] and [T,B], as views over a layer's streams, [D,B] and [T,B,D]."""
-    return (
-        None if lengths is None else lengths.expand(directions, lengths.shape[0]),
-        None if reset is None else reset.unsqueeze(-1).expand(*reset.shape, directions),
-    )
-
-
-def _apart(t: Tensor, directions: int) -> Tensor:
-    """[T,B,D*N] to [T,B,D,N]."""
-    return t.view(*t.shape[:-1], directions, t.shape[-1] // directions)
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-
-
-def _rows(t: Tensor) -> Tensor:
-    """[T,B,...] to [T*B,...]; by reshape, because is_grads_batched has no rule for flatten."""
-    return t.reshape(-1, *t.shape[2:])
-
-
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: States) -> None:
     _, h0, c0, weight_hh, bias_hh, lengths, reset = inputs[:7]
     mask_key, ctx.rates = inputs[10:12]
@@ -232,7 +198,7 @@ def _backward(
     if rebuild and source[0] is None:
         raise RuntimeError("scan kept no gates and was given no x and weight_ih to rebuild them from: pass save=True")
     with without_autocast(y):
-        grads = _gradients(
+        grads = formula.gradients(
             (dy, dhn, dgates, dcs, dcn),
             None if rebuild else gates,
             source,
@@ -246,66 +212,6 @@ def _backward(
             ctx.rates,
         )
     return *grads, *[None] * 14
-
-
-def _gradients(
-    upstream: Gradients,
-    gates: Tensor | None,
-    source: Sequence[Any],
-    saved: tuple[Any, ...],
-    bias_hh: Tensor | None,
-    spec: CellSpec,
-    directions: int,
-    wanted: Sequence[bool],
-    route: int = 0,
-    mask_key: Tensor | None = None,
-    rates: Sequence[float] = (),
-) -> Gradients:
-    """The formula, of torch ops and the adjoint op, all of them differentiable.
-
-    Args:
-        upstream: gradients of y, hn, gates, cs, cn.
-        gates: what forward kept; None to rebuild it from `source` and the states, by two products over all steps.
-        source: x, weight_ih, bias_ih.
-        saved: y, h0, cs, c0, weight_hh, lengths, reset.
-        bias_hh: [S,G*H].
-        spec: the cell.
-        directions: 1 or 2.
-        wanted: whether the gradients of weight_hh and of bias_hh are.
-        route: as in `scan`, like those below.
-        mask_key: see above.
-        rates: see above.
-
-    Returns:
-        Gradients of gates_x, h0, c0, weight_hh, bias_hh.
-    """
-    dy, dhn, dgates, dcs, dcn = upstream
-    y, h0, cs, c0, weight_hh, lengths, reset = saved
-    rows: Any = None
-    if wanted[0] or gates is None:
-        seen = reference.previous(y, h0, lengths, reset, directions)
-        if rates and rates[2]:
-            _, B, S, H = y.shape
-            seen = seen * philox.dropout_mask(rates[2], mask_key, S, B, y, H).transpose(0, 1)  # type: ignore[arg-type]
-        rows = _rows(seen).transpose(0, 1)
-    if gates is None:
-        x, weight_ih, bias_ih = source
-        gates_x = _apart(products.linear(x, weight_ih, bias_ih, route), weight_hh.shape[0])
-        gates_h = products.matmul(rows, weight_hh.mT, route).transpose(0, 1).reshape(gates_x.shape)
-        gates = reference.activate(gates_x, gates_h if bias_hh is None else gates_h + bias_hh, spec)
-    # absent outputs come as [0], and so may their gradients
-    dgates = dgates if spec.kept else None
-    dcs, dcn, cs = (dcs, dcn, cs) if spec is LSTM else (None, None, None)
-    kept = gates, y, h0, cs, c0, weight_hh, lengths, reset
-    how = spec.code, directions, route, None, mask_key, rates
-    dgates_x, dh0, dc0, dq = adjoint(dy, dhn, dgates, dcs, dcn, *kept, *how)
-    # of W_hh h + b_hh; the GRU's n has its own, q. In parts, not joined: that would copy them all
-    parts = (dgates_x[..., : 2 * y.shape[-1]], dq) if spec is GRU else (dgates_x,)
-    dweight_hh = (
-        _joined([products.matmul(_rows(d).permute(1, 2, 0), rows, route) for d in parts]) if wanted[0] else None
-    )
-    dbias_hh = _joined([d.sum((0, 1)) for d in parts]) if wanted[1] else None
-    return dgates_x, None if h0 is None else dh0, None if c0 is None else dc0, dweight_hh, dbias_hh
 
 
 @opaque
@@ -341,6 +247,9 @@ class ScanEager(Function):
     backward = staticmethod(_backward)
 
 
+_BEFORE_WEIGHTS = 8  # arguments of LayerEager
+
+
 class LayerEager(Function):
     """A whole layer in plain eager mode on the CPU, by the fused ops `layer` and `layer_backward`."""
 
@@ -354,64 +263,41 @@ class LayerEager(Function):
         reset: Tensor | None,
         spec: CellSpec,
         bias: bool,
+        recompute: bool,
         *weights: Tensor,
     ) -> States:
         with _below_autograd():
-            y, hn, cs, cn, kept = ops.layer(x, h0, c0, weights, lengths, reset, spec.code, bias, True, True)
+            y, hn, cs, cn, kept = ops.layer(x, h0, c0, weights, lengths, reset, spec.code, bias, not recompute, True)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, h0, c0, lengths, reset, y, cs, kept, *weights)
-        ctx.spec, ctx.bias = spec, bias
+        ctx.spec, ctx.bias, ctx.recompute = spec, bias, recompute
         return (y, hn, cs, cn) if spec is LSTM else (y, hn)
 
     @staticmethod
     def backward(
         ctx: Any, dy: MaybeTensor, dhn: MaybeTensor, dcs: MaybeTensor = None, dcn: MaybeTensor = None
     ) -> Gradients:
-        if torch.is_grad_enabled() or traced() or maps_gradients():
-            return _layer_gradients(ctx, dy, dhn, dcs, dcn)
         x, h0, c0, lengths, reset, y, cs, kept, *weights = ctx.saved_tensors
         need = ctx.needs_input_grad
-        of_weights = any(need[7:])
-        wanted = need[0] * ops.WANT_X | (need[1] or need[2]) * ops.WANT_STATES | of_weights * ops.WANT_WEIGHTS
+        graph = torch.is_grad_enabled() or traced() or maps_gradients()
+        if graph or ctx.recompute:
+            saved, wanted = (x, h0, c0, lengths, reset, y, cs), (need[0], *need[_BEFORE_WEIGHTS:])
+            run = formula.layer if graph else pieces.gradients
+            dx, dh0, dc0, dweights = run((dy, dhn, dcs, dcn), saved, weights, ctx.spec, ctx.bias, wanted)
+            return dx, dh0, dc0, *[None] * (_BEFORE_WEIGHTS - 3), *dweights
+        of_weights = any(need[_BEFORE_WEIGHTS:])
+        asked = need[0] * ops.WANT_X | (need[1] or need[2]) * ops.WANT_STATES | of_weights * ops.WANT_WEIGHTS
         with _below_autograd():
             dx, dh0, dc0, *dweights = ops.layer_backward(
-                dy, dhn, dcs, dcn, x, h0, c0, weights, y, cs, kept, lengths, reset, ctx.spec.code, ctx.bias, wanted
+                dy, dhn, dcs, dcn, x, h0, c0, weights, y, cs, kept, lengths, reset, ctx.spec.code, ctx.bias, asked
             )
         return (
             dx if need[0] else None,
             dh0 if need[1] else None,
             dc0 if need[2] else None,
-            *(None, None, None, None),
+            *[None] * (_BEFORE_WEIGHTS - 3),
             *(dweights if of_weights else (None,) * len(weights)),
         )
-
-
-def _layer_gradients(ctx: Any, dy: MaybeTensor, dhn: MaybeTensor, dcs: MaybeTensor, dcn: MaybeTensor) -> Gradients:
-    """`layer_backward` by the formula, for whoever differentiates, batches or compiles it: the gates are rebuilt."""
-    x, h0, c0, lengths, reset, y, cs, _, *weights = ctx.saved_tensors
-    spec, each = ctx.spec, 4 if ctx.bias else 2
-    D, need = len(weights) // each, ctx.needs_input_grad
-    of_ih, of_hh, *of_bias = (any(need[7 + k :: each]) for k in range(each))
-    of_b_ih, of_b_hh = of_bias or (False, False)
-    w_ih, w_hh, b_ih, b_hh = stacked(weights, D)
-    dy, dcs, cs, y = (t if t is None or t.dim() == 1 else _apart(t, D) for t in (dy, dcs, cs, y))
-    with without_autocast(x):
-        dgates_x, dh0, dc0, dw_hh, db_hh = _gradients(
-            (dy, dhn, None, dcs, dcn),
-            None if spec.kept else x.new_empty(0),
-            (x, w_ih, b_ih),
-            (y, h0, cs, c0, w_hh, *_per_stream(lengths, reset, D)),
-            b_hh,
-            spec,
-            D,
-            (of_hh, of_b_hh),
-        )
-        rows: Any = None if dgates_x is None else dgates_x.reshape(-1, w_ih.shape[0])
-        dx = (rows @ w_ih).view(x.shape) if need[0] else None
-        dw_ih = (rows.mT @ x.reshape(-1, x.shape[-1])).view(D, -1, x.shape[-1]) if of_ih else None
-        db_ih = rows.sum(0).view(D, -1) if of_b_ih else None
-    dweights = (None if t is None else t[d] for d in range(D) for t in (dw_ih, dw_hh, db_ih, db_hh)[:each])
-    return dx, dh0, dc0, *(None, None, None, None), *dweights
 
 
 # What torch.compile and torch.export record is the op itself, so the op must be differentiable and batchable.

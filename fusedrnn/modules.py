@@ -297,7 +297,7 @@ class GRU(_Layer):
         backend: "auto", or the one backend to use, which never hands a call on: "cpu", "aten" (torch's own op; also
             called "cudnn" on a GPU) or "reference". `layer.backend = ...` changes it, `use_backend` overrides it,
             `explain` tells what it comes to.
-        recompute: keep only the states for backward and rebuild the gates there: less memory, one more GEMM.
+        recompute: keep only the states for backward and rebuild the gates there: less memory, about a third more work.
         zoneout: probability with which a unit keeps its state of the step before, at each step anew; in eval the mean,
             zoneout * old + (1 - zoneout) * new (Krueger et al. 2016, arXiv:1606.01305).
         recurrent_dropout: probability, in training, with which W_hh does not see a unit of the state, in a whole

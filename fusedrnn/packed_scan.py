@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import autograd, modes, ops, products, units
+from . import autograd, formula, modes, ops, products, units
 from .spec import GRU, LSTM, CellSpec
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -73,7 +73,7 @@ def layer(
     H = weights[1].shape[-1]
     if H % units.MULTIPLE:
         weights, h0, c0 = units.padded(weights, h0, c0, spec)
-    w_ih, w_hh, b_ih, b_hh = autograd.stacked(weights, directions)
+    w_ih, w_hh, b_ih, b_hh = formula.stacked(weights, directions)
     gates_x = products.linear(x, w_ih, b_ih, route).view(x.shape[0], 1, directions, -1)
     save = torch.is_grad_enabled() and autograd.any_requires_grad(gates_x, h0, c0, w_hh, b_hh)
     y, hn, cn = PackedScan.apply(gates_x, h0, c0, w_hh, b_hh, rows, spec, directions, route, save)  # type: ignore[no-untyped-call]

@@ -28,6 +28,7 @@ LAYERS = (
     {"functional", "packed_scan"},
     {"stack"},
     {"autograd", "standin"},
+    {"formula", "pieces"},
     {"adjoint", "backends", "triton_ops"},
     {"triton_plan"},
     {"batching", "cudnn", "gpu_plan", "measured", "products", "reference", "units"},

@@ -206,8 +206,7 @@ def test_absent_upstream_gradients_are_not_made(recompute: bool) -> None:
         with Watch() as watch:
             layer(torch.randn(T, B, I))[k].sum().backward()
         (args,) = watch.calls
-        upstream = [args[0], args[1], *args[2 + recompute : 4 + recompute]]
-        assert [g is not None for g in upstream] == [k == 0, k == 1, False, k == 2]
+        assert [g is not None for g in args[:4]] == [k == 0, k == 1, False, k == 2]
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -239,10 +238,10 @@ def test_what_runs_and_what_is_kept() -> None:
     assert count.seen == ["layer True", "scan_backward"], "create_graph must not leave the fused adjoint"
     with Count() as count:
         layer(x, recompute=True)[0].sum().backward()
-    assert count.seen == ["scan False", "scan_backward"]
+    assert count.seen == ["layer False", "layer True", "layer_backward"]
     with torch.no_grad(), Count() as count:
         layer(x, recompute=True)
-    assert count.seen == ["scan False"]
+    assert count.seen == ["layer False"]
     with Count() as count:
         layer.requires_grad_(False)(x)
     assert count.seen == ["layer False"]

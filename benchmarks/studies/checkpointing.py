@@ -3,9 +3,9 @@
 Question: what does torch.utils.checkpoint over a whole layer, or over segments of its time, save in a training step,
 and what does it cost, beside a fused layer that keeps its gates, or with recompute=True its states alone? Hypothesis:
 segments save most of the memory for about a third more time, since forward runs twice of three parts; a fused layer
-with recompute=True takes less of both, for it rebuilds the gates by one product where checkpointing repeats the serial
-loop. Refuted by: memory above 0.9 of the plain layer's, or a step of twice its time; for the second part, a fused step
-that is slower or larger.
+with recompute=True takes less of both, for it runs an eighth of all steps again at a time, in the same kernel. Refuted
+by: memory above 0.9 of the plain layer's, or a step of twice its time; for the second part, a fused step that is slower
+or larger.
 
 Whole-layer checkpointing keeps nothing but the input, yet repeats all of the layer at once in backward: alone it has
 the plain layer's peak, and gains in a model of many layers, where each keeps its input and one at a time is repeated.
@@ -192,7 +192,7 @@ def section(rows: Sequence[Row]) -> Section:
         Text(
             "A training step of one layer. `nn-checkpoint` repeats the whole call in backward, `-4` and `-sqrt` cut "
             "time into four segments, or into as many as the root of its steps, and repeat one at a time. "
-            "`fusedrnn-recompute` keeps states alone and rebuilds the gates by one product. Every one passed the gate "
+            "`fusedrnn-recompute` keeps states alone and runs an eighth of time again at once. All passed the gate "
             "against float64 first. **Kept** waits for backward beyond input, weights and output; in a model of many "
             "layers it adds up, while the rest of the **peak** is there once."
         )
