@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from .. import plots
+from .. import bands, plots
 from ..cases import Case
 from ..measure import alternate, compare, ratios
 from ..peak import device_peak_bytes
@@ -256,7 +256,7 @@ def section(rows: Sequence[Row]) -> Section:
     if select(own, metric="time_ratio"):
         caption = (
             "Does it cost anything later that weights were moved? A call's time over that of the layer as built, "
-            f"medians of pairs with quartiles. {_answer(own)}"
+            f"medians of pairs; bars: {bands.told(select(own, metric='time_ratio'))}. {_answer(own)}"
         )
         blocks += [Figure("flatten-parameters-time", plots.drawn(_figure, own), caption), _table(own)]
     return Section(
@@ -278,11 +278,9 @@ def _figure(figure: Any, rows: Sequence[Row]) -> None:
     axes = figure.subplots(-(-len(cases) // 2), min(2, len(cases)), sharey=True, sharex=True, squeeze=False).flat
     for axis, case in zip(axes, cases, strict=False):
         for shift, provider in enumerate(PROVIDERS):
-            for row in select(found, case=case, provider=provider.name):
-                y, colour = -events.index(row.mode) - 0.25 * shift, plots.COLOURS[provider.name]
-                label = plots.LABELS[provider.name] if row.mode == BUILT else None
-                axis.plot([row.p25, row.p75], [y, y], color=colour, alpha=0.4, linewidth=3.5)
-                axis.plot(row.p50, y, "o", color=colour, markersize=4, label=label)
+            own = select(found, case=case, provider=provider.name)
+            heights = [-events.index(row.mode) - 0.25 * shift for row in own]
+            plots.bars(axis, own, heights, plots.COLOURS[provider.name], plots.LABELS[provider.name])
         axis.axvline(1, color=plots.INK, linewidth=0.6)
         axis.set_title(case)
         axis.set_xlabel("call's time / as built")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .. import plots
+from .. import bands, plots
 from ..cases import BASE, MODES, SLOWER, Case, kernel_grid
 from ..measure import alternate, ceilings, gate, kept_bytes, ratios
 from ..peak import peak_bytes
@@ -159,7 +159,7 @@ def _scaling_answer(rows: Sequence[Row]) -> str:
         return ""
     return (
         f"Base case T {BASE['T']}, B {BASE['B']}, H {BASE['H']}, one size varied at a time (I = H in the first "
-        "column). Bands are quartiles. The grey floor is the larger of "
+        f"column). Bands: {bands.told(select(rows, metric='time', mode='train'))}. The grey floor is the larger of "
         f"the products over {peaks['FLOP/s'] / 1e9:.0f} GFLOP/s and the least traffic over "
         f"{peaks['bytes/s'] / 1e9:.0f} GB/s, both measured here."
     )
@@ -171,7 +171,7 @@ def _speedup_answer(rows: Sequence[Row]) -> str:
         return ""
     best = max(found, key=lambda row: row.p50)
     most = f"most at {best.case}, {best.mode}: {best.p50:.1f} times"
-    return f"Right of the line they are; {most}. Bars are quartiles of paired ratios."
+    return f"Right of the line they are; {most}. Bars, of paired ratios: {bands.told(found)}."
 
 
 def _memory_answer(rows: Sequence[Row]) -> str:

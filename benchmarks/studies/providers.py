@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .. import encoders, panels, plots
+from .. import bands, encoders, panels, plots
 from ..cases import MODES, Case
 from ..encoders import ENCODERS
 from ..measure import alternate, gates, kept_bytes, ratios
@@ -184,8 +184,8 @@ def _caption(rows: Sequence[Row]) -> str:
         won = ", ".join(f"{name} at {n}" for name, n in sorted(counts.items(), key=lambda item: -item[1]))
         told.append(f"Fastest in {name}, of {len(cases)} shapes: {won}.")
     return (
-        "Who is faster than the fused GRU, and where? Time over the fused layer's, medians of pairs with quartiles; "
-        f"below the grey line is faster. {' '.join(told)}"
+        "Who is faster than the fused GRU, and where? Time over the fused layer's, medians of pairs; bands: "
+        f"{bands.told(select(rows, metric='time_ratio'))}; below the grey line is faster. {' '.join(told)}"
     )
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .. import panels, plots
+from .. import bands, panels, plots
 from ..cases import MODES, Case
 from ..measure import alternate, ceilings, compare, gates, ratios
 from ..providers import FUSED, NN, Call, Inputs, Provider, inputs, twin
@@ -302,9 +302,10 @@ def _caption(rows: Sequence[Row]) -> str:
         if select(rows, metric="time_ratio", H=H, unit=f"{provider.name}/{CONV}", mode=mode)
     ]
     told = "; ".join(answers) or "no convolution to compare with"
+    band = bands.told(select(rows, metric=("time", "flops")))
     return (
         "Where do a recurrence and a convolution of equal products cross? Left: a call; right: the products a second "
-        f"that it comes to, the grey line this machine's best. Bands are quartiles. {told[0].upper()}{told[1:]}."
+        f"that it comes to, the grey line this machine's best. Bands: {band}. {told[0].upper()}{told[1:]}."
     )
 
 
@@ -317,11 +318,8 @@ def _figure(figure: Any, rows: Sequence[Row]) -> None:
             for metric, label, scale in (("time", "ms", 1.0), ("flops", "GFLOP/s", 1e-9)):
                 lines = []
                 for name in (FUSED.name, NN.name, CONV):
-                    points = [
-                        (row.T, row.p25 * scale, row.p50 * scale, row.p75 * scale)
-                        for row in select(own, metric=metric, provider=name)
-                    ]
-                    lines.append(panels.Line(plots.LABELS[name], sorted(points), panels.colour(name)))
+                    points = [(row.T, row) for row in select(own, metric=metric, provider=name)]
+                    lines.append(panels.line(plots.LABELS[name], points, panels.colour(name), scale=scale))
                 if metric == "flops" and best:
                     ends = sorted(row.T for row in select(own, metric=metric))
                     top = [(T, best * scale, best * scale, best * scale) for T in (ends[0], ends[-1])]

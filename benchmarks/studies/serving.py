@@ -25,7 +25,7 @@ from ..answers import INT8, INT8_ERROR, QUIET, STREAM, Way, export, export_missi
 from ..cases import Case
 from ..measure import no_collector, quartiles, ratios
 from ..providers import FUSED, NN, inputs, twin
-from ..record import Row, measured, remark
+from ..record import Row, measured, remark, spread
 from .base import (
     CONFIRMED,
     DEPENDS,
@@ -130,15 +130,15 @@ def _batch(ctx: Context, B: int, cases: Mapping[str, Case], files: Mapping[str, 
         sizes = {"cell": cases[model].cell, "T": cases[model].T, "B": B, "H": cases[model].H, "D": cases[model].D}
         where = {"provider": provider, "mode": mode, "threads": threads, **sizes}
         for metric, part in PERCENTILES.items():
-            p25, _, p75 = quartiles(blocks[model, provider, mode][metric])
+            ends = spread(blocks[model, provider, mode][metric])
             value = percentile(values, part)
-            ctx.recorder.add(Row(STUDY, f"{model}, batch {B}", metric, "ms", value, p25, p75, count, **where))
+            ctx.recorder.add(Row(STUDY, f"{model}, batch {B}", metric, "ms", value, n=count, **ends, **where))
     for above, below in PAIRS:
         if above in blocks and below in blocks:
             for metric in ("latency_p50", "latency_p99"):
-                p25, p50, p75 = quartiles(ratios(blocks[above][metric], blocks[below][metric]))
-                pair = (f"batch {B}", f"{metric}_ratio", unit_of(above, below))
-                ctx.recorder.add(Row(STUDY, *pair, p50, p25, p75, count, B=B, threads=threads))
+                found = ratios(blocks[above][metric], blocks[below][metric])
+                pair = (f"batch {B}", f"{metric}_ratio", unit_of(above, below), quartiles(found)[1])
+                ctx.recorder.add(Row(STUDY, *pair, n=count, B=B, threads=threads, **spread(found)))
 
 
 def latencies(calls: Mapping[Key, Callable[[], object]], count: int, deadline: float) -> dict[Key, list[float]]:
