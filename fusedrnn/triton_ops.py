@@ -43,8 +43,9 @@ def _scan(
     bias_ih: Tensor | None = None,
     route: int = 0,
 ) -> Outputs:
-    _refuse(reset_h=reset_h is not None, reset_c=reset_c is not None, mask_key=mask_key is not None, rates=bool(rates))
+    _refuse(reset_h=reset_h is not None, reset_c=reset_c is not None)
     spec = _cell(cell, directions, gates_x, route)
+    _noise(spec, gates_x, mask_key, rates)
     _check(gates_x.dim() == 4 and weight_hh.dim() == 3, "expected gates_x [T, B, S, G*H] and weight_hh [S, G*H, H]")
     S = gates_x.shape[2]
     H, G = weight_hh.shape[2], len(spec.gates)
@@ -56,12 +57,11 @@ def _scan(
         return ops._scan_fake(
             gates_x, h0, c0, weight_hh, bias_hh, lengths, reset, None, None, offsets, None, [], cell, directions, save
         )
-    how = _plan(spec, T, rows, S, H, gates_x, route, False, lengths is not None or reset is not None)
+    how = _plan(spec, T, rows, S, H, gates_x, route, False, lengths is not None or reset is not None, rates)
     launch = _kernels(gates_x)
+    given = (gates_x, h0, c0, weight_hh, bias_hh, lengths, reset, offsets)
     with _on(gates_x):
-        outputs: Outputs = launch.scan(
-            gates_x, h0, c0, weight_hh, bias_hh, lengths, reset, offsets, cell, directions, save, how
-        )
+        outputs: Outputs = launch.scan(*given, cell, directions, save, how, mask_key, rates)
     return outputs
 
 
@@ -86,8 +86,12 @@ def _scan_backward(
     mask_key: Tensor | None = None,
     rates: Sequence[float] = (),
 ) -> Outputs:
-    _refuse(mask_key=mask_key is not None, rates=bool(rates))
     spec = _cell(cell, directions, y, route)
+    _noise(spec, y, mask_key, rates)
+    _check(
+        bool(spec.kept) or mask_key is not None or not any(rates),
+        "rates: the adjoint of an RNN with zoneout's expectation cannot be had from its output alone",
+    )
     _check(y.dim() == 4 and weight_hh.dim() == 3, "expected y [T, B, S, H] and weight_hh [S, G*H, H]")
     S, H = y.shape[2:]
     G, Z = len(spec.gates), len(spec.kept)
@@ -110,12 +114,11 @@ def _scan_backward(
         return ops._scan_backward_fake(
             dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, weight_hh, lengths, reset, cell, directions, route, offsets
         )
-    how = _plan(spec, T, rows, S, H, y, route, True, lengths is not None or reset is not None)
+    how = _plan(spec, T, rows, S, H, y, route, True, lengths is not None or reset is not None, rates)
     launch = _kernels(y)
+    given = (dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, weight_hh, lengths, reset, offsets)
     with _on(y):
-        outputs: Outputs = launch.scan_backward(
-            dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, weight_hh, lengths, reset, offsets, cell, directions, how
-        )
+        outputs: Outputs = launch.scan_backward(*given, cell, directions, how, mask_key, rates)
     return outputs
 
 
@@ -151,6 +154,22 @@ def _cell(cell: int, directions: int, like: Tensor, route: int) -> CellSpec:
     known = len(config.REGIMES)
     _check(route & 7 < known and route < 32, f"route: expected a regime below {known}, plus flags, got {route}")
     return CELLS[cell]
+
+
+def _noise(spec: CellSpec, like: Tensor, mask_key: Tensor | None, rates: Sequence[float]) -> None:
+    """As csrc/check.h, `check_noise`."""
+    if not rates:
+        return
+    told = "rates: expected those of zoneout of h, zoneout of c and recurrent dropout, or none"
+    _check(len(rates) == 3, f"{told}, got {len(rates)}")
+    for rate in rates:
+        _check(0 <= rate <= 1, f"rates: expected probabilities, got {rate}")
+    _check(spec is LSTM or rates[1] == 0, "rates: only the LSTM has a c, and zoneout of it")
+    told = "rates: recurrent dropout is drawn by a mask_key: expected one, or a rate of 0"
+    _check(mask_key is not None or rates[2] == 0, told)
+    if mask_key is not None:
+        fits = tuple(mask_key.shape) == (2,) and mask_key.dtype == torch.int64 and mask_key.device == like.device
+        _check(fits, f"mask_key: expected torch.int64 [2] on {like.device}, got {_said(mask_key)}")
 
 
 def _steps_and_rows(
@@ -200,13 +219,21 @@ def _said(t: Tensor) -> str:
 
 
 def _plan(
-    spec: CellSpec, T: int, B: int, S: int, H: int, like: Tensor, route: int, backward: bool, masked: bool
+    spec: CellSpec,
+    T: int,
+    B: int,
+    S: int,
+    H: int,
+    like: Tensor,
+    route: int,
+    backward: bool,
+    masked: bool,
+    rates: Sequence[float],
 ) -> config.Plan:
     _check(H > 0, "expected at least one hidden unit")
+    gpu = like.device.index if like.is_cuda else None
     try:
-        return triton_plan.plan(
-            spec.code, T, B, S, H, like.dtype, route, backward, masked, like.device.index if like.is_cuda else None
-        )
+        return triton_plan.plan(spec.code, T, B, S, H, like.dtype, route, backward, masked, rates, gpu)
     except ValueError as error:
         raise RuntimeError(f"fusedrnn: {error}") from None
 

@@ -8,11 +8,12 @@ import importlib.util
 import os
 import re
 import shutil
+from collections.abc import Sequence
 
 import torch
 
 from . import modes, ops, products
-from .spec import OF_THE_LOOP, Problem
+from .spec import Problem
 from .triton_kernels import config
 
 OLDEST = (3, 6)
@@ -85,8 +86,10 @@ def why_not(problem: Problem) -> str | None:
         return f"it computes in float16, bfloat16, float32 and float64, not in {dtype}"
     if problem.proj_size:
         return "it has no projection (proj_size)"
-    if asked := [name for name in OF_THE_LOOP if getattr(problem, name)]:
-        return f"its kernels have no {', '.join(asked)}"
+    if problem.layer_norm:
+        return "its kernels have no layer_norm"
+    if problem.zoneout and not problem.drawn and problem.grad and not problem.cell.kept:
+        return "in eval it has no gradients of an RNN with zoneout"
     if _current(problem).sm < 80:
         return "it needs a GPU of compute capability 8.0 or newer"
     if not problem.traced and not problem.packed and problem.T * problem.B * problem.D >= ROWS:
@@ -107,6 +110,7 @@ def plan(
     route: int,
     backward: bool,
     masked: bool,
+    rates: Sequence[float],
     gpu: int | None,
 ) -> config.Plan:
     """How one pass of the recurrence runs.
@@ -121,6 +125,7 @@ def plan(
         route: as of `backends.route`.
         backward: which pass.
         masked: whether rows have lengths, resets or offsets.
+        rates: as of the ops.
         gpu: index of the GPU; None for the interpreter.
 
     Raises:
@@ -128,7 +133,8 @@ def plan(
     """
     device = INTERPRETED_AS if gpu is None or interpreting() else _device(gpu)
     regime = config.REGIMES[route & 7]
-    return _plan(cell, T, B, S, H, DTYPES[dtype], bool(route & products.ALLOW_TF32), backward, masked, device, regime)
+    tf32, noise = bool(route & products.ALLOW_TF32), (any(rates[:2]), any(rates[2:]))
+    return _plan(cell, T, B, S, H, DTYPES[dtype], tf32, backward, masked, *noise, device, regime)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -142,13 +148,15 @@ def _plan(
     tf32: bool,
     backward: bool,
     masked: bool,
+    zoneout: bool,
+    dropout: bool,
     device: config.Device,
     regime: str,
 ) -> config.Plan:
     # full float32 is three products of TF32: Triton's own "ieee" does without tensor cores, and with LSTM tiles its
     # compiler aborts
     precision = ("tf32" if tf32 else "tf32x3") if dtype == "fp32" else "ieee"
-    return config.plan(cell, T, B, S, H, dtype, precision, backward, device, regime, masked)
+    return config.plan(cell, T, B, S, H, dtype, precision, backward, device, regime, masked, zoneout, dropout)
 
 
 def _current(problem: Problem) -> config.Device:
@@ -194,6 +202,8 @@ def plans(problem: Problem, regime: str = "") -> dict[str, config.Plan | str]:
                 products.layers_allow_tf32(),
                 name == "backward",
                 problem.lengths or problem.reset or problem.packed,
+                problem.zoneout,
+                problem.recurrent_dropout,
                 _current(problem),
                 regime,
             )

@@ -41,11 +41,11 @@ def check(case: Case, regime: str, precision: str, passes: tuple[bool, ...] = (F
 
     def scan(*given: Any) -> tuple[Tensor, ...]:
         *tensors, offsets, cell, directions = given
-        return host().scan(*tensors, None, None, offsets, *case.drawn, cell, directions, True, route=route)
+        return host().scan(*tensors, None, None, offsets, *case.noise, cell, directions, True, route=route)
 
     def scan_backward(*given: Any) -> tuple[Tensor, ...]:
         *tensors, offsets, cell, directions = given
-        return host().scan_backward(*tensors, cell, directions, route, offsets, *case.drawn)
+        return host().scan_backward(*tensors, cell, directions, route, offsets, *case.noise)
 
     recurrence_check.check(case, precision, scan, scan_backward, passes)
 

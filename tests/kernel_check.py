@@ -7,7 +7,9 @@ FUSEDRNN_SPLIT how threads share the work, and FUSEDRNN_POISON fills the kernel'
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -42,9 +44,13 @@ SHARED = ((3, 5, 4, 50), (2, 3, 16, 96), (5, 64, 3, 70), (4, 35, 40, 47))
 """For several threads, which get rows, units and streams of their own; backward too has several chunks of steps."""
 
 
+NAMES = ("y", "hn", "cs", "cn")
+"""What a layer returns."""
+
+
 @dataclass
 class Case:
-    """One random layer and everything that flows into it and back, in float64."""
+    """One random layer and everything that flows into it and back, in float64; its truths are worked out once."""
 
     cell: CellSpec
     x: Tensor
@@ -56,6 +62,59 @@ class Case:
     directions: int
     mask_key: Tensor | None = None
     rates: tuple[float, ...] = ()
+
+    @functools.cached_property
+    def layer_truth(self) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """By the reference: a layer's outputs, by name, and every gradient."""
+        leaves = [t.clone().requires_grad_() for t in (self.x, *self.states, *self.weights)]
+        x, (h0, *c0), weights = leaves[0], leaves[1 : 1 + len(self.states)], leaves[1 + len(self.states) :]
+        given = (x, h0, c0[0] if c0 else None, weights, self.lengths, self.reset)
+        out = reference.layer(*given, self.cell, self.directions)
+        want = {name: t for name, t in zip(NAMES, out, strict=True) if t is not None}
+        expected = torch.autograd.grad(list(want.values()), leaves, [self.upstream[name] for name in want])
+        return {name: t.detach() for name, t in want.items()}, list(expected)
+
+    @functools.cached_property
+    def scan_truth(self) -> tuple[tuple[Tensor | None, ...], ...]:
+        """What scan takes, its masks, what its adjoint takes, and by the reference the results of both."""
+        spec, D, lstm = self.cell, self.directions, self.cell is LSTM
+        each = [self.weights[4 * d : 4 * d + 4] for d in range(D)]
+        gates_x = torch.stack([torch.nn.functional.linear(self.x, w[0], w[2]) for w in each], 2)
+        w_hh, b_hh = torch.stack([w[1] for w in each]), torch.stack([w[3] for w in each])
+        h0, c0 = self.states[0], self.states[1] if lstm else None
+        lengths = None if self.lengths is None else self.lengths.expand(D, -1)
+        reset = None if self.reset is None else self.reset.unsqueeze(-1).expand(*self.reset.shape, D)
+        noise = (self.mask_key, self.rates)
+        want = reference.scan(gates_x, h0, c0, w_hh, b_hh, lengths, reset, spec, D, *noise)
+        y, _, gates, cs, _ = want
+        dy, dcs = (self.upstream[name].unflatten(-1, (D, -1)) for name in ("y", "cs"))
+        dgates = self.upstream["gates"][..., : gates.shape[-1]] if spec.kept else None
+        upstream = (dy, self.upstream["hn"], dgates, dcs if lstm else None, self.upstream["cn"] if lstm else None)
+        kept = (gates, y, h0, cs if lstm else None, c0, w_hh)
+        expected = reference.scan_backward(*upstream, *kept, lengths, reset, spec, D, *noise)
+        return (gates_x, h0, c0, w_hh, b_hh), (lengths, reset), (*upstream, *kept), (*want, *expected)
+
+    @functools.cached_property
+    def noises(self) -> dict[str, Case]:
+        """The case with each kind of noise."""
+        return {noise: noisy(self, noise) for noise in NOISES}
+
+    @functools.cached_property
+    def bfloat_truth(self) -> tuple[tuple[Tensor | None, ...], ...]:
+        """Of the layer rounded to bfloat16: results of layer, what scan takes, its masks, and its results."""
+        x, *rest = (t.bfloat16() for t in (self.x, *self.states, *self.weights))
+        h0, c0, weights = rest[0], rest[1] if self.cell is LSTM else None, rest[len(self.states) :]
+        D = self.directions
+        wide = [None if t is None else t.double() for t in (x, h0, c0)]
+        layer = reference.layer(*wide, [w.double() for w in weights], self.lengths, self.reset, self.cell, D)
+        each = [weights[4 * d : 4 * d + 4] for d in range(D)]
+        gates_x = torch.stack([torch.nn.functional.linear(x, w[0], w[2]) for w in each], 2)
+        w_hh, b_hh = torch.stack([w[1] for w in each]), torch.stack([w[3] for w in each])
+        lengths = None if self.lengths is None else self.lengths.expand(D, -1)
+        reset = None if self.reset is None else self.reset.unsqueeze(-1).expand(*self.reset.shape, D)
+        given = (gates_x, h0, c0, w_hh, b_hh)
+        wide = [None if t is None else t.double() for t in given]
+        return layer, given, (lengths, reset), reference.scan(*wide, lengths, reset, self.cell, D)
 
 
 def make(cell: CellSpec, directions: int, size: tuple[int, int, int, int], lengths: bool, reset: bool) -> Case:
@@ -87,13 +146,8 @@ def make(cell: CellSpec, directions: int, size: tuple[int, int, int, int], lengt
 
 def check_layer(case: Case) -> None:
     """`layer` and `layer_backward`: outputs and every gradient; and inference gives the bits of training."""
-    leaves = [t.clone().requires_grad_() for t in (case.x, *case.states, *case.weights)]
-    x, (h0, *c0), weights = leaves[0], leaves[1 : 1 + len(case.states)], leaves[1 + len(case.states) :]
+    want, expected = case.layer_truth
     lstm = case.cell is LSTM
-    out = reference.layer(x, h0, c0[0] if lstm else None, weights, case.lengths, case.reset, case.cell, case.directions)
-    names = ("y", "hn", "cs", "cn")
-    want = {name: t for name, t in zip(names, out, strict=True) if t is not None}
-    expected = torch.autograd.grad(list(want.values()), leaves, [case.upstream[name] for name in want])
 
     for dtype in FULL:
         x, *rest = (t.to(dtype) for t in (case.x, *case.states, *case.weights))
@@ -103,7 +157,7 @@ def check_layer(case: Case) -> None:
         plain = ops.layer(x, h0, c0_, weights, *masks, case.cell.code, True, False, True)
         for trained, inferred in zip((y, hn, cs, cn), plain, strict=False):
             assert torch.equal(trained, inferred), "inference and training differ"
-        dy, dhn, dcs, dcn = (case.upstream[name].to(dtype) if name in want else None for name in names)
+        dy, dhn, dcs, dcn = (case.upstream[name].to(dtype) if name in want else None for name in NAMES)
         dx, dh0, dc0, *dweights = ops.layer_backward(
             dy, dhn, dcs, dcn, x, h0, c0_, weights, y, cs, kept, *masks, case.cell.code, True, 7
         )
@@ -115,70 +169,47 @@ NOISES = ("both", "mean", "dropout")
 """Zoneout and recurrent dropout; zoneout's expectation; recurrent dropout."""
 
 
-def noise_of(kind: str, cell: CellSpec) -> tuple[Tensor | None, tuple[float, ...]]:
+def noise_of(kind: str, cell: CellSpec) -> tuple[tuple[int, int] | None, tuple[float, ...]]:
     """Key and rates of one of NOISES. The ops have no adjoint of an RNN's expectation: there zoneout is drawn."""
     h, c = (0.0, 0.0) if kind == "dropout" else (0.3, 0.6 if cell is LSTM else 0.0)
-    key = None if kind == "mean" and cell.kept else torch.tensor([0x9ABCDEF0, 0x12345678])
+    key = None if kind == "mean" and cell.kept else (0x9ABCDEF0, 0x12345678)
     return key, (h, c, 0.0 if kind == "mean" else 0.4)
 
 
 def noisy(case: Case, noise: str) -> Case:
     """The case with noise."""
     key, rates = noise_of(noise, case.cell)
-    return dataclasses.replace(case, mask_key=key, rates=rates)
+    return dataclasses.replace(case, mask_key=None if key is None else torch.tensor(key), rates=rates)
 
 
 def check_scan(case: Case) -> None:
     """`scan` and `scan_backward`, the gradients that reach the kept gates included."""
-    spec, D, lstm = case.cell, case.directions, case.cell is LSTM
-    each = [case.weights[4 * d : 4 * d + 4] for d in range(D)]
-    gates_x = torch.stack([torch.nn.functional.linear(case.x, w[0], w[2]) for w in each], 2)
-    w_hh, b_hh = torch.stack([w[1] for w in each]), torch.stack([w[3] for w in each])
-    h0, c0 = case.states[0], case.states[1] if lstm else None
-    lengths = None if case.lengths is None else case.lengths.expand(D, -1)
-    reset = None if case.reset is None else case.reset.unsqueeze(-1).expand(*case.reset.shape, D)
-    noise = (case.mask_key, case.rates)
-    want = reference.scan(gates_x, h0, c0, w_hh, b_hh, lengths, reset, spec, D, *noise)
-    y, _, gates, cs, _ = want
-    dy, dcs = (case.upstream[name].unflatten(-1, (D, -1)) for name in ("y", "cs"))
-    dgates = case.upstream["gates"][..., : gates.shape[-1]] if spec.kept else None
-    upstream = (dy, case.upstream["hn"], dgates, dcs if lstm else None, case.upstream["cn"] if lstm else None)
-    kept = (gates, y, h0, cs if lstm else None, c0, w_hh)
-    expected = reference.scan_backward(*upstream, *kept, lengths, reset, spec, D, *noise)
-
+    inputs, masks, reaching, want = case.scan_truth
+    code, D, noise = case.cell.code, case.directions, (case.mask_key, case.rates)
     for dtype in FULL:
-        given = [None if t is None else t.to(dtype) for t in (gates_x, h0, c0, w_hh, b_hh)]
-        found = ops.scan(*given, lengths, reset, None, None, None, *noise, spec.code, D, True)
-        given = [None if t is None else t.to(dtype) for t in (*upstream, *kept)]
-        back = ops.scan_backward(*given, lengths, reset, spec.code, D, 0, None, *noise)
-        _compare([*found, *back], [*want, *expected], dtype)
+        given = [None if t is None else t.to(dtype) for t in inputs]
+        found = ops.scan(*given, *masks, None, None, None, *noise, code, D, True)
+        given = [None if t is None else t.to(dtype) for t in reaching]
+        back = ops.scan_backward(*given, *masks, code, D, 0, None, *noise)
+        _compare([*found, *back], [*want], dtype)
 
 
 def check_bfloat(case: Case) -> None:
     """`layer` and `scan` for inference in bfloat16: right, and the same bits again."""
+    want, given, masks, want_of_scan = case.bfloat_truth
     x, *rest = (t.bfloat16() for t in (case.x, *case.states, *case.weights))
     h0, c0, weights = rest[0], rest[1] if case.cell is LSTM else None, rest[len(case.states) :]
     code, D = case.cell.code, case.directions
-    wide = [None if t is None else t.double() for t in (x, h0, c0)]
-    masks = (case.lengths, case.reset)
-    want = reference.layer(*wide, [w.double() for w in weights], *masks, case.cell, D)
-    found = ops.layer(x, h0, c0, weights, *masks, code, True, False, True)
-    again = ops.layer(x, h0, c0, weights, *masks, code, True, False, True)
+    call = (x, h0, c0, weights, case.lengths, case.reset, code, True, False, True)
+    found, again = ops.layer(*call), ops.layer(*call)
     _compare(
         [a for a, b in zip(found, want, strict=False) if b is not None], [b for b in want if b is not None], x.dtype
     )
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True)), "two runs differ"
 
-    each = [weights[4 * d : 4 * d + 4] for d in range(D)]
-    gates_x = torch.stack([torch.nn.functional.linear(x, w[0], w[2]) for w in each], 2)
-    w_hh, b_hh = torch.stack([w[1] for w in each]), torch.stack([w[3] for w in each])
-    lengths = None if case.lengths is None else case.lengths.expand(D, -1)
-    reset = None if case.reset is None else case.reset.unsqueeze(-1).expand(*case.reset.shape, D)
-    given = (gates_x, h0, c0, w_hh, b_hh)
-    want = reference.scan(*(None if t is None else t.double() for t in given), lengths, reset, case.cell, D)
-    found = ops.scan(*given, lengths, reset, None, None, None, None, [], code, D, False)
+    found = ops.scan(*given, *masks, None, None, None, None, [], code, D, False)
     kept = [i for i, t in enumerate(found) if t.numel()]
-    _compare([found[i] for i in kept], [want[i] for i in kept], x.dtype)
+    _compare([found[i] for i in kept], [want_of_scan[i] for i in kept], x.dtype)
 
 
 def _compare(found: list[Tensor], want: list[Tensor], dtype: torch.dtype) -> None:
@@ -190,6 +221,26 @@ def _compare(found: list[Tensor], want: list[Tensor], dtype: torch.dtype) -> Non
         assert error <= BOUND[dtype], f"#{i}: relative error {error:.1e}, allowed {BOUND[dtype]:.0e}"  # NaN fails too
 
 
+@functools.lru_cache(maxsize=8)
+def cases(size: tuple[int, int, int, int]) -> list[Case]:
+    """Every cell and direction of a size, with both masks and with none; kept for other numbers of threads."""
+    each = itertools.product(CELLS, (1, 2), (False, True))
+    return [make(cell, directions, size, masked, masked) for cell, directions, masked in each]
+
+
+def with_noise(sizes: tuple[tuple[int, int, int, int], ...]) -> Iterator[tuple[Case, Case]]:
+    """Cases of these sizes, without noise and with one kind each: three sizes of the same give each its turn."""
+    for number, plain in enumerate(itertools.chain.from_iterable(map(cases, sizes))):
+        yield plain, plain.noises[NOISES[number % 3]]
+
+
+def prepare(sizes: tuple[tuple[int, int, int, int], ...]) -> None:
+    """Works out what is true of the cases of `check_all`, for processes that are forked after."""
+    for plain, noise in with_noise(sizes):
+        for truth in (plain.layer_truth, plain.scan_truth, noise.scan_truth, plain.bfloat_truth):
+            assert truth
+
+
 def check_all(sizes: tuple[tuple[int, int, int, int], ...]) -> int:
     """Every cell and direction at these sizes, with both masks and with none, without noise and with one kind each.
 
@@ -197,16 +248,14 @@ def check_all(sizes: tuple[tuple[int, int, int, int], ...]) -> int:
         The number of cases.
     """
     number = 0
-    for size, cell, directions, masked in itertools.product(sizes, CELLS, (1, 2), (False, True)):
-        plain = make(cell, directions, size, masked, masked)
-        # three sizes of the same give each its turn: 16 cases a size
-        noise = noisy(plain, NOISES[number % 3])
+    for plain, noise in with_noise(sizes):
         for check, case in ((check_layer, plain), (check_scan, plain), (check_scan, noise), (check_bfloat, plain)):
             try:
                 check(case)
             except AssertionError as error:
-                masks = "lengths and reset" if masked else "no masks"
-                what = f"{check.__name__}, {cell.name}, {directions}-directional, T B I H = {size}, {masks}"
+                size = (*case.x.shape, case.states[0].shape[-1])
+                masks = "no masks" if case.lengths is None else "lengths and reset"
+                what = f"{check.__name__}, {case.cell.name}, {case.directions}-directional, T B I H = {size}, {masks}"
                 what += f", rates {case.rates}" if case.rates else ""
                 raise AssertionError(f"{what}: {error}") from error
         number += 1

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from close import assert_no_worse, assert_same
-from kernel_check import noise_of
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -48,17 +47,18 @@ class Case:
     bias: bool = True
     upstream: tuple[str, ...] = ("y", "hn", "cn")
     seed: int = 1
-    noise: str = ""  # one of kernel_check's NOISES
+    rates: tuple[float, ...] = ()  # of zoneout of h, of c, of recurrent dropout
+    key: tuple[int, int] | None = None  # what they are drawn by
 
     @property
-    def drawn(self) -> tuple[Tensor | None, tuple[float, ...]]:
+    def noise(self) -> tuple[Tensor | None, tuple[float, ...]]:
         """The ops' mask_key and rates."""
-        return noise_of(self.noise, self.cell) if self.noise else (None, ())
+        return None if self.key is None else torch.tensor(self.key), self.rates
 
     def __str__(self) -> str:
         asks = [name for name in ("lengths", "reset", "shared", "packed") if getattr(self, name)]
-        asks += [self.noise] * bool(self.noise)
         lacks = [f"no_{name}0" for name in "hc" if name not in self.states] + ["no_bias"] * (not self.bias)
+        asks += ["drawn" if self.key else "mean", *map(str, self.rates)] if self.rates else []
         size = f"T{self.T}B{self.B}H{self.H}D{self.directions}S{self.streams or self.directions}"
         return "-".join([self.cell.name, size, *asks, *lacks])
 
@@ -154,11 +154,11 @@ def check(
     # a CPU has no TF32: there, the yardstick is in float64 but for the products
     products = Tf32Products() if precision == "tf32" else nullcontext()
     rough = (lambda *tensors: tensors) if precision == "tf32" else cast
-    truth = reference.scan(*problem.given, *masks, spec, D, *case.drawn)
+    truth = reference.scan(*problem.given, *masks, spec, D, *case.noise)
     if False in passes:
         found = scan(*problem.laid(*problem.given), *masks, problem.offsets, spec.code, D)
         with products:
-            near = reference.scan(*rough(*problem.given), *masks, spec, D, *case.drawn)
+            near = reference.scan(*rough(*problem.given), *masks, spec, D, *case.noise)
         _compare(("y", "hn", "gates", "cs", "cn"), found, problem.expected(*truth), problem.expected(*near), dtype)
     if True not in passes:
         return
@@ -168,9 +168,9 @@ def check(
     _, h0, c0, w, _ = problem.given
     kept = (gates, y, h0, cs if lstm else None, c0, w)
     found = scan_backward(*problem.laid(*problem.upstream, *kept), *masks, problem.offsets, spec.code, D)
-    truth = reference.scan_backward(*problem.upstream, *kept, *masks, spec, D, *case.drawn)
+    truth = reference.scan_backward(*problem.upstream, *kept, *masks, spec, D, *case.noise)
     with products:
-        near = reference.scan_backward(*rough(*problem.upstream), *rough(*kept), *masks, spec, D, *case.drawn)
+        near = reference.scan_backward(*rough(*problem.upstream), *rough(*kept), *masks, spec, D, *case.noise)
     _compare(("dgates_x", "dh0", "dc0", "dq"), found, problem.expected(*truth), problem.expected(*near), dtype)
 
 

@@ -35,7 +35,7 @@ LAYERS = (
     {"_build", "_plan", "checks", "errors", "modes", "philox", "spec", "triton_kernels", "truncated"},
 )
 # Inside triton_kernels, likewise.
-KERNEL_LAYERS = ({"launch"}, {"grid"}, {"backward", "forward"}, {"walk"}, {"cells", "config"}, {"__init__"})
+KERNEL_LAYERS = ({"launch"}, {"grid"}, {"backward", "forward"}, {"walk"}, {"cells", "config", "noise"}, {"__init__"})
 MAY_USE = {name: set() for name in LAYERS[-1]} | {"reference": {"philox", "spec"}}
 LAYER = {name: height for height, names in enumerate(reversed(LAYERS)) for name in names}
 

@@ -33,11 +33,11 @@ KINDS = {"half": ("bf16", "ieee"), "tf32": ("fp32", "tf32"), "tf32x3": ("fp32", 
 FORWARD, BACKWARD = False, True
 
 
-def job(sm: int, cell: int, kind: str, regime: str, backward: bool, H: int = 0) -> Job:
+def job(sm: int, cell: int, kind: str, regime: str, backward: bool, H: int = 0, drawn: bool = False) -> Job:
     """The kernel of H, or the widest that one SM holds; with lengths and resets, which need most registers."""
     H = H or config.RESIDENT[kind][sm][cell]
-    how = config.plan(cell, 512, 16, 1, H, *KINDS[kind], backward, DEVICES[sm], regime, masked=True)
-    return Job(sm, cell, KINDS[kind][0], H, backward, True, how)
+    how = config.plan(cell, 512, 16, 1, H, *KINDS[kind], backward, DEVICES[sm], regime, masked=True, zoneout=drawn)
+    return Job(sm, cell, KINDS[kind][0], H, backward, True, how, "drawn" if drawn else "")
 
 
 WIDEST = [
@@ -55,6 +55,9 @@ WIDEST = [
     job(90, LSTM, "half", "grid", BACKWARD, 1024),
     job(90, TANH, "half", "grid", FORWARD, 1024),
     job(80, LSTM, "half", "grid", FORWARD, 512),
+    # zoneout and, but for the grid, recurrent dropout
+    job(90, GRU, "half", "grid", FORWARD, 1024, drawn=True),
+    job(80, LSTM, "half", "resident", BACKWARD, 64, drawn=True),
     # sm_89 and sm_86 have a tenth of a megabyte of shared memory
     job(89, GRU, "half", "resident", FORWARD),
     job(89, LSTM, "tf32", "resident", BACKWARD),
@@ -69,6 +72,7 @@ WIDEST = [
 ANYWHERE = [
     job(80, GRU, "fp64", "step", BACKWARD, 64),
     job(90, LSTM, "half", "streamed", FORWARD, 256),
+    job(90, LSTM, "tf32x3", "step", FORWARD, 2040, drawn=True),
     job(90, LSTM, "tf32x3", "streamed", FORWARD, 2048),
     job(80, LSTM, "tf32x3", "step", FORWARD, 2040),
     job(89, LSTM, "half", "step", FORWARD, 2048),

@@ -241,7 +241,7 @@ def test_interpreted_tensors_of_a_gpu_wait_for_nobody(monkeypatch: pytest.Monkey
     """With TRITON_INTERPRET=1 programs run one after the other, wherever tensors are."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     route = triton_plan.code("triton")
-    chosen = triton_plan.plan(GRU, 512, 16, 1, 512, torch.bfloat16, route, False, False, 0)
+    chosen = triton_plan.plan(GRU, 512, 16, 1, 512, torch.bfloat16, route, False, False, (), 0)
     assert chosen.regime != "grid"
     problem = Problem(spec.GRU, 512, 16, 512, 512, dtype=torch.bfloat16, device="cuda")
     assert triton_plan.regime(problem, "triton") == chosen.regime

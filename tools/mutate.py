@@ -16,7 +16,6 @@ Exit status: 0 if every fault was seen, 1 if one was not or if the copy is wrong
 from __future__ import annotations
 
 import ctypes
-import importlib
 import itertools
 import multiprocessing
 import os
@@ -328,8 +327,9 @@ def main() -> int:
         import torch
 
         torch.set_num_threads(1)  # a process with threads must not fork
-        for name in ("fusedrnn", "kernel_check"):
-            importlib.import_module(name)
+        import kernel_check
+
+        kernel_check.prepare(kernel_check.SHARED)
         print(f"mutations: compiled for {instruction_set} after {time.monotonic() - begun:.0f} s", flush=True)
         wrong = seen(copy, -1)
         if wrong:

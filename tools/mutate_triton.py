@@ -74,7 +74,12 @@ def runs() -> list[Run]:
         found += [Run(Case(cell, 3, 3, 5, 2, **masks), regime, backward) for backward in (False, True)]
     found += [Run(Case(GRU, 3, 2, 5), "resident", backward, "bf16") for backward in (False, True)]
     found += [Run(Case(RNN_TANH, 3, 3, 20), "resident", False, "fp32")]
+    noise: dict[str, Any] = {"rates": (0.3, 0.0, 0.4), "key": (7, 11)}
+    for cell, regime in ((GRU, "resident"), (LSTM, "resident"), (GRU, "streamed"), (LSTM, "streamed")):
+        noise["rates"] = (0.3, 0.6 if cell is LSTM else 0.0, 0.4)
+        found += [Run(Case(cell, 3, 3, 5, 2, **masks, **noise), regime, backward) for backward in (False, True)]
     waiting = [
+        Case(LSTM, 3, 2, 20, rates=(0.3, 0.6, 0.0), key=(7, 11)),
         *(Case(cell, 3, 3, 20, 2, **masks) for cell in (GRU, LSTM)),
         *(Case(cell, 1, 2, 20) for cell in (GRU, LSTM)),
         *(Case(cell, 2, 1, 20, 2, lengths=True) for cell in (GRU, LSTM)),

@@ -1,8 +1,9 @@
 """Compiles the Triton kernels for GPUs that are not here, and reads what the machine code needs: no GPU, no driver.
 
 Prints registers, shared memory, local memory and the time loop's loads of W_hh of every kernel that `config.plan` can
-choose, in bf16, fp32 and fp64, for padded rows. Fails if one does not fit the shared memory or spills, or if one that
-is said to hold W_hh loads it again. Spills of tiles in float64 are printed and counted: Triton 3.6 has no way without.
+choose, in bf16, fp32 and fp64, for padded rows; of the widest also with zoneout and recurrent dropout. Fails if one
+does not fit the shared memory or spills, or if one that is said to hold W_hh loads it again. Spills of tiles in float64
+are printed and counted: Triton 3.6 has no way without.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ CELLS = ("gru", "lstm", "rnn_tanh", "rnn_relu")
 DEVICES = {80: Device(80, 108, 166912), 89: Device(89, 128, 101376), 90: Device(90, 132, 232448)}
 KINDS = (("bf16", "ieee"), ("fp32", "tf32"), ("fp32", "tf32x3"), ("fp64", "ieee"))
 INTEGERS = {*"TBSD", "blocks", "len_s", "len_b", "rst_t", "rst_b", "rst_s", "q0", "q1", "i0", "i1", "tile"}
+RATES = {"zone_h", "zone_c"}
 WIDTHS = (32, 64, 128, *config.WIDTHS)
 HOLDS = ("resident", "grid")
+NOISE = ("drawn", "mean")  # zoneout and recurrent dropout; zoneout's expectation
 DEFAULT = (80, 90)
 
 
@@ -47,7 +50,7 @@ class Job:
     backward: bool
     masked: bool
     how: Plan
-    variant: str = ""  # packed: rows by offsets; states: upstream gradients of gates and c too
+    variant: str = ""  # packed: rows by offsets; states: upstream gradients of gates and c too; drawn, mean: noise
 
     def __str__(self) -> str:
         passes = "backward" if self.backward else "forward"
@@ -67,11 +70,15 @@ class Report:
     weight_loads: int
 
 
-def jobs(sm: int) -> list[Job]:
+def jobs(sm: int, noise: bool = False) -> list[Job]:
     """Every kernel that a plan for this architecture can name; of equal ones, the widest.
 
     With lengths and resets, and with these for an H that 16 does not divide (layers fill up to a multiple of 8); where
     W_hh is held also without.
+
+    Args:
+        sm: the architecture.
+        noise: with zoneout and, where there is such a kernel, recurrent dropout, drawn.
     """
     found: dict[tuple[Any, ...], Job] = {}
     device = DEVICES[sm]
@@ -83,7 +90,8 @@ def jobs(sm: int) -> list[Job]:
             if regime not in HOLDS and not masked:
                 continue
             try:
-                how = config.plan(cell, 512, 16, 1, H, dtype, precision, backward, device, regime, masked)
+                drawn = {"zoneout": noise, "dropout": noise and regime != "grid"}
+                how = config.plan(cell, 512, 16, 1, H, dtype, precision, backward, device, regime, masked, **drawn)
             except ValueError:
                 continue
             kernel = (
@@ -96,15 +104,25 @@ def jobs(sm: int) -> list[Job]:
                 masked,
                 H % 16,
             )
-            found[kernel] = Job(sm, cell, dtype, H, backward, masked, how)
+            found[kernel] = Job(sm, cell, dtype, H, backward, masked, how, "drawn" if noise else "")
     return list(found.values())
 
 
+def widest(every: list[Job]) -> list[Job]:
+    """Of each cell, kind of product, regime and pass the widest kernel, with lengths and resets."""
+    return list({(j.cell, j.dtype, j.how.precision, j.how.regime, j.backward): j for j in every}.values())
+
+
+def default(sm: int) -> list[Job]:
+    """What is compiled without --variants: every kernel, and the widest with noise."""
+    return jobs(sm) + widest(jobs(sm, noise=True))
+
+
 def variants(sm: int) -> list[Job]:
-    """Of the widest kernels that lengths and resets have: float16, ReLU, packed rows, gradients of all states."""
-    found = []
-    widest = {(job.cell, job.dtype, job.how.precision, job.how.regime, job.backward): job for job in jobs(sm)}
-    for job in widest.values():
+    """Of the widest kernels: float16, ReLU, packed rows, gradients of all states, zoneout's expectation."""
+    noisy = widest(jobs(sm, noise=True))
+    found = [replace(job, variant="mean") for job in noisy if KEPT[job.cell] or not job.backward]
+    for job in widest(jobs(sm)):
         found += [replace(job, dtype="fp16")] if job.dtype == "bf16" else []
         found += [replace(job, cell=RELU)] if job.cell == TANH else []
         found += [replace(job, variant="packed")] if job.masked else []
@@ -144,8 +162,11 @@ def compile_job(job: Job) -> Report:
     absent = set() if job.masked else {"lengths", "reset"}
     absent |= set() if job.variant == "packed" else {"offsets"}
     absent |= set() if job.variant == "states" else {"dgates", "dcs"}
-    absent |= set() if cell == LSTM else {"c0", "cs", "cn", "dc0", "dcn", "dcs"}
+    absent |= set() if cell == LSTM else {"c0", "cs", "cn", "dc0", "dcn", "dcs", "carry_c", "zone_c"}
     absent |= (set() if cell == GRU else {"dq"}) | (set() if KEPT[cell] else {"carry"})
+    absent |= set() if job.variant == "drawn" else {"key", "dropout"}
+    absent |= set() if job.variant in NOISE else RATES
+    absent |= set() if job.variant in NOISE or cell == GRU else {"carry_h"}
     absent |= set() if KEPT[cell] else {"gates"}
     constants |= dict.fromkeys(absent)
     constants = {key: value for key, value in constants.items() if key in function.arg_names}
@@ -153,8 +174,10 @@ def compile_job(job: Job) -> Report:
         "lengths": "*i64",
         "offsets": "*i64",
         "reset": "*i64" if job.dtype == "fp64" else "*u8",
+        "key": "*i64",
         "barrier": "*i32",
-        "carry": "*fp64" if job.dtype == "fp64" else "*fp32",
+        **dict.fromkeys(("carry", "carry_h", "carry_c", "dropout"), "*fp64" if job.dtype == "fp64" else "*fp32"),
+        **dict.fromkeys(RATES, "i64"),
     }
     signature: dict[str, str] = {}
     aligned = {}
@@ -174,14 +197,17 @@ def _read(kernel: Any, cuobjdump: Path) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(kernel.asm["cubin"])
-        usage, code = (
-            subprocess.run([cuobjdump, flag, path], capture_output=True, text=True, check=True).stdout
-            for flag in ("-res-usage", "-sass")
-        )
-    registers = re.search(r"REG:(\d+)", usage)
-    assert registers is not None, usage
-    local = len(re.findall(r"\b(?:LDL|STL)\b", code))
-    return Report(int(registers[1]), kernel.metadata.shared, local, weight_loads(kernel.asm["ttgir"]))
+
+        def told(flag: str) -> str:
+            return subprocess.run([cuobjdump, flag, path], capture_output=True, text=True, check=True).stdout
+
+        usage = told("-res-usage")
+        found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage)
+        assert found is not None, usage
+        registers, *frame = map(int, found.groups())
+        # printing the machine code takes a third of all the time, and none without a frame reads local memory
+        local = len(re.findall(r"\b(?:LDL|STL)\b", told("-sass"))) if any(frame) else 0
+    return Report(registers, kernel.metadata.shared, local, weight_loads(kernel.asm["ttgir"]))
 
 
 def weight_loads(ttgir: str) -> int:
@@ -251,7 +277,9 @@ def main(arguments: list[str]) -> int:
     told = f"of {', '.join(map(str, DEVICES))} (default: {' '.join(map(str, DEFAULT))})"
     parser.add_argument("architectures", nargs="*", type=_architecture, metavar="ARCHITECTURE", help=told)
     parser.add_argument("--only", type=re.compile, default=re.compile(""), metavar="REGEX", help="of printed names")
-    parser.add_argument("--variants", action="store_true", help="of the widest: float16, ReLU, packed, all gradients")
+    parser.add_argument(
+        "--variants", action="store_true", help="of the widest: float16, ReLU, packed, all gradients, zoneout's mean"
+    )
     options = parser.parse_args(arguments)
     if reason := triton_plan.missing():
         print(f"triton_check: nothing is compiled: {reason}", file=sys.stderr)
@@ -260,7 +288,7 @@ def main(arguments: list[str]) -> int:
         parser.error("TRITON_INTERPRET is set: the interpreter compiles nothing; unset it")
     import triton
 
-    kernels = variants if options.variants else jobs
+    kernels = variants if options.variants else default
     todo = [job for sm in options.architectures or DEFAULT for job in kernels(sm) if options.only.search(str(job))]
     print(f"Triton {triton.__version__}, {len(todo)} kernels", flush=True)
     faults, spills = 0, 0

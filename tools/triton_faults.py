@@ -28,8 +28,8 @@ class Fault(NamedTuple):
         return text[: found.start()] + found[0].replace(self.old, self.new) + text[found.end() :]
 
 
-ROWS, LONGEST, ROW, CUT, BEFORE, TAIL = (
-    f"walk.{name}" for name in ("rows", "longest", "row_at", "cut_at", "state_before", "zero_tail")
+ROWS, LONGEST, TIME, ROW, CUT, BEFORE, TAIL = (
+    f"walk.{name}" for name in ("rows", "longest", "time_at", "row_at", "cut_at", "state_before", "zero_tail")
 )
 SYNC = "walk.grid_sync"
 STEP, FINISH, RESIDENT, TILED = (
@@ -51,7 +51,7 @@ FAULTS = (
     Fault("rows outside the batch have a step where there are lengths", ROWS, "other=0", "other=1"),
     Fault("a program stops at its shortest row", LONGEST, "tl.max(n)", "tl.min(n)"),
     Fault("a program stops a step early", LONGEST, "tl.max(n)", "tl.max(n) - 1"),
-    Fault("every stream's steps count upwards", ROW, "(1 - 2 * reverse)", "1"),
+    Fault("every stream's steps count upwards", TIME, "(1 - 2 * reverse)", "1"),
     Fault("packed: the step's number instead of its time", ROW, "offsets + t", "offsets + (t * 0 + q)"),
     Fault("packed: a step before the first is looked up", ROW, "(t >= 0) & ", ""),
     Fault("packed: a step behind the last is looked up", ROW, " & (t < T)", ""),
@@ -112,7 +112,7 @@ FAULTS = (
     Fault("the carry is read before there is one", TILED, " & (before * 0 + q > 0)", ""),
     Fault("the last tile of units is left out", TILED, "end = tl.cdiv(H, UNITS)", "end = tl.maximum(H // UNITS, 1)"),
     Fault("units outside W_hh are read", TILED, "mask=(u < H) & (k + inner_row < H)", "mask=u < H"),
-    Fault("units outside the state are read", TILED, "held & (v < H), AT", "held & (v >= 0), AT"),
+    Fault("units outside the state are read", TILED, "there = held & (v < H)", "there = held & (v >= 0)"),
     Fault("a step begins before all threads have stored the last", TILED, "tl.debug_barrier()", "pass"),
     Fault("the last states are the longest row's", TILED, "row_at(n - 1", "row_at(T - 1"),
     Fault("a launch makes a step too few", TILED, "tl.minimum(q1, longest(lengths, n, T))", "tl.minimum(q1, T - 1)"),
@@ -126,6 +126,27 @@ FAULTS = (
     Fault("LSTM: second derivatives of o", "cells.backward", "            do += dkept[3]\n"),
     Fault("LSTM: c before the step", "cells.backward", "df = dc * before", "df = dc * after"),
     Fault("relu: a gradient passes at 0", "cells.backward", "after <= 0.0", "after < 0.0"),
+    # noise
+    Fault("c is drawn as h", RESIDENT, "zone_c, ZONEOUT_C", "zone_c, ZONEOUT_H"),
+    Fault("zoneout is drawn by the step", BACK_TILED, "t = time_at(q, first, reverse)", "t = q + first * 0"),
+    Fault("backward draws the step behind", BACK_RESIDENT, "t = time_at(q,", "t = time_at(q + 1,"),
+    Fault("dropout: W_hh sees the whole state", RESIDENT, "seen(dropout, edge, inside, h)", "h"),
+    Fault(
+        "dropout: the GRU's direct half is dropped too",
+        BACK_RESIDENT,
+        "dropout is None else",
+        "True else",
+    ),
+    Fault(
+        "zoneout: the gradient of the old state", "noise.parted", "tl.where(held, gradient, 0.0),", "gradient * 0.0,"
+    ),
+    Fault("a unit takes its block's first word", "noise.happens", "place = u % 4", "place = u * 0"),
+    Fault(
+        "zoneout: the gradient of c is of the c that was kept",
+        BACK_GRID,
+        "cells.own_c(kept, previous)",
+        "after",
+    ),
     # backward
     Fault("GRU: dq is the input half's", BACK_STEP, "cast(da[2]", "cast(dx[2]"),
     Fault("packed rows are given padding", BACK_FINISH, " and offsets is None", ""),
@@ -163,14 +184,14 @@ FAULTS = (
     Fault(
         "a reset does not cut the GRU's direct half",
         BACK_TILED,
-        "dh += tl.load(carry + edge + u, mask=linked",
-        "dh += tl.load(carry + edge + u, mask=(q + 1 < n)",
+        "dh += tl.load(carry_h + edge + u, mask=linked",
+        "dh += tl.load(carry_h + edge + u, mask=(q + 1 < n)",
     ),
     Fault(
         "a reset does not cut dc",
         BACK_TILED,
-        "dc = tl.load(carry + edge + u, mask=linked",
-        "dc = tl.load(carry + edge + u, mask=(q + 1 < n)",
+        "dc = tl.load(carry_c + edge + u, mask=linked",
+        "dc = tl.load(carry_c + edge + u, mask=(q + 1 < n)",
     ),
     Fault("dhn enters at the last step of all", BACK_TILED, "(q == n - 1)", "(q + n * 0 == T - 1)"),
     Fault("dhn enters where there is a step only", BACK_TILED, "(q == n - 1)", "(q == n - 1) & (n > 0)"),

@@ -13,6 +13,19 @@ constexpr int lesser(int a, int b) { return a < b ? a : b; }
 constexpr int kVectorsPerLine = 64 / kVectorBytes;
 constexpr int64_t kL1Bytes = 24 << 10, kPrefetchSteps = 32;
 
+// In double the order in which an output's products are added depends on K alone, not on how many rows and columns
+// there are beside it: a step by itself is that step of the whole run, bit for bit.
+template <class T>
+constexpr bool kFixedOrder = sizeof(T) == 8;
+
+// Independent sums per output. At least 8 in a block hide the FMA latency, and short ones round less; in the fixed order
+// there are two, and blocks without registers for both at once take one after the other.
+template <class T>
+constexpr int chains(int outputs) {
+  if (kFixedOrder<T>) return 2 * outputs <= kRegisters * 3 / 4 ? 2 : 1;
+  return outputs >= 8 ? 1 : outputs >= 4 && kRegisters < 32 ? 2 : 4;
+}
+
 template <class T>
 struct Gemm {
   T* c;
@@ -31,8 +44,7 @@ template <class T, int R, int C>
 __attribute__((noinline)) void gemm_block(const Gemm<T>& g) {
   using V = Vec<T>;
   constexpr int W = V::lanes;
-  // Independent sums per output: at least 8 chains hide the FMA latency, and short ones round less.
-  constexpr int U = R * C >= 8 ? 1 : R * C >= 4 && kRegisters < 32 ? 2 : 4;
+  constexpr int U = chains<T>(R * C);
   const T* a[R];
   V acc[U][R][C];
 #pragma GCC unroll 8
@@ -93,27 +105,53 @@ __attribute__((noinline)) void gemm_block(const Gemm<T>& g) {
 #pragma GCC unroll 4
     for (int j = 0; j < C; j++) {
       V sum = acc[0][i][j];
+      if constexpr (!kFixedOrder<T>) {
 #pragma GCC unroll 4
-      for (int u = 1; u < U; u++) sum = sum + acc[u][i][j];
+        for (int u = 1; u < U; u++) sum = sum + acc[u][i][j];
+      }
       if (g.init)
         sum = sum + V::load(g.init + i * g.ldi + j * W);  // last: sums of short runs round less than one int64_t chain
+      if constexpr (kFixedOrder<T> && U == 2) sum = sum + acc[1][i][j];  // as gemm_two_chains
       sum.store(g.c + i * g.ldc + j * W);
     }
 }
+
+// A block in the fixed order: the chain of even k onto `init`, then that of odd k, in one go where both have registers.
+template <class T, int R, int C>
+void gemm_two_chains(const Gemm<T>& g) {
+  if constexpr (chains<T>(R * C) == 2) {
+    gemm_block<T, R, C>(g);
+  } else {
+    Gemm<T> h = g;
+    h.ldb *= 2;
+    h.k_stride *= 2;
+    h.K = (g.K + 1) / 2;
+    gemm_block<T, R, C>(h);
+    h.b += g.ldb;
+    h.shift += g.k_stride;
+    h.K = g.K / 2;
+    h.init = g.c;
+    h.ldi = g.ldc;
+    gemm_block<T, R, C>(h);
+  }
+}
+
+template <class T, int R, int C>
+constexpr auto kBlock = kFixedOrder<T> ? gemm_two_chains<T, R, C> : gemm_block<T, R, C>;
 
 template <class T, int C>
 void gemm_cols(const Gemm<T>& g, int64_t rows) {
   constexpr int R = block_rows(C);
   using Block = void (*)(const Gemm<T>&);
   static constexpr Block tail[kMaxRows] = {nullptr,
-                                           gemm_block<T, lesser(1, R), C>,
-                                           gemm_block<T, lesser(2, R), C>,
-                                           gemm_block<T, lesser(3, R), C>,
-                                           gemm_block<T, lesser(4, R), C>,
-                                           gemm_block<T, lesser(5, R), C>,
-                                           gemm_block<T, lesser(6, R), C>,
-                                           gemm_block<T, lesser(7, R), C>};
-  const int64_t k_max = kL1Bytes / int64_t(C * kVectorBytes);
+                                           kBlock<T, lesser(1, R), C>,
+                                           kBlock<T, lesser(2, R), C>,
+                                           kBlock<T, lesser(3, R), C>,
+                                           kBlock<T, lesser(4, R), C>,
+                                           kBlock<T, lesser(5, R), C>,
+                                           kBlock<T, lesser(6, R), C>,
+                                           kBlock<T, lesser(7, R), C>};
+  const int64_t k_max = kL1Bytes / int64_t((kFixedOrder<T> ? kMaxCols : C) * kVectorBytes);
   int64_t k0 = 0;
   do {  // at least once: an empty sum is `init`, or zeros
     Gemm<T> h = g;
@@ -126,7 +164,7 @@ void gemm_cols(const Gemm<T>& g, int64_t rows) {
     }
     for (int64_t r = 0; r < rows; r += R) {
       if (rows - r >= R)
-        gemm_block<T, R, C>(h);
+        kBlock<T, R, C>(h);
       else
         tail[rows - r](h);
       h.a += R;

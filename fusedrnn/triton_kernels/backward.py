@@ -4,7 +4,8 @@ Computes: the gradients of the gates' two halves, of h0 and of c0: fusedrnn/refe
     all steps (dW and the rest) are not here: torch's matrix products make them after the loop.
 Mapping: as in forward.py. Of W_hh^T, rows are the units that get a gradient, columns the gate rows it comes from.
 Memory: backward_resident keeps W_hh, dh and dc. backward_tiled hands gate gradients over by its outputs and, unrounded,
-    what passes a step beside the product (the GRU's dh z, the LSTM's dc) by `carry` [S, B, H].
+    what passes a step beside the product by `carry_h` (the GRU's dh z, and what zoneout holds) and `carry_c` (the
+    LSTM's dc), both [S, B, H].
 Synchronisation: as in forward.py.
 Requires: T*B*S < 2^31. Tensors are dense but for lengths and reset, which come by strides.
 Source: cells as in csrc/cells.
@@ -15,7 +16,8 @@ import triton.language as tl
 
 from . import cells
 from .cells import cast, dot
-from .walk import cut_at, load_state, load_tiles, longest, row_at, rows, state_before, zero_tail
+from .noise import ZONEOUT_C, ZONEOUT_H, parted, seen
+from .walk import NUMBERS, cut_at, load_state, load_tiles, longest, row_at, rows, state_before, time_at, zero_tail
 
 
 @triton.jit
@@ -36,9 +38,9 @@ def finish(dgates_x, dq, lengths, offsets, n, T, B, S, b, s, u, H, CELL: tl.cons
             zero_tail(dq, n, T, B, S, b, s, u, H, 1)
 
 
-@triton.jit(do_not_specialize=["T", "B", "S", "blocks", "D", "len_s", "len_b", "rst_t", "rst_b", "rst_s"])
-def backward_resident(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, lengths, reset, offsets,
-                      dgates_x, dh0, dc0, dq, T, B, S, blocks, D, len_s, len_b, rst_t, rst_b, rst_s,
+@triton.jit(do_not_specialize=[*NUMBERS])
+def backward_resident(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, lengths, reset, offsets, key, dropout,
+                      dgates_x, dh0, dc0, dq, T, B, S, blocks, D, len_s, len_b, rst_t, rst_b, rst_s, zone_h, zone_c,
                       CELL: tl.constexpr, G: tl.constexpr, Z: tl.constexpr, AT: tl.constexpr, PRECISION: tl.constexpr,
                       BLOCK: tl.constexpr, UNITS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """A program runs a tile of rows of one stream from their last to their first step; UNITS >= H, a power of two."""
@@ -90,11 +92,25 @@ def backward_resident(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, length
         dc_all = dc
         if dcs is not None:
             dc_all += tl.load(dcs + row * H + u, mask=live, other=0.0).to(AT)
+        t = time_at(q, first, reverse)
+        if zone_h is not None:
+            held_h, dh_all = parted(key, zone_h, ZONEOUT_H, t, b, s, u, dh_all)
+        if zone_c is not None:
+            held_c, dc_all = parted(key, zone_c, ZONEOUT_C, t, b, s, u, dc_all)
+            after = cells.own_c(kept, previous)
         dx, da, passed = cells.backward(CELL, dh_all, dc_all, kept, dkept, previous, after)
         store_step(dgates_x, dq, row, u, H, live, dx, da, CELL, G)
-        total = passed if CELL == 0 else tl.zeros((UNITS, ROWS), AT)
+        total = passed if CELL == 0 and dropout is None else tl.zeros((UNITS, ROWS), AT)
         for g in tl.static_range(G):
             total = dot(tiles[g], cast(da[g], w.dtype.element_ty), total, PRECISION)
+        if dropout is not None:
+            total = seen(dropout, edge + u, inside, total)
+            if CELL == 0:
+                total += passed
+        if zone_h is not None:
+            total += held_h
+        if zone_c is not None:
+            passed += held_c
         if reset is not None:
             total = tl.where(cut, 0.0, total)
             passed = tl.where(cut, 0.0, passed)
@@ -109,9 +125,10 @@ def backward_resident(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, length
     finish(dgates_x, dq, lengths, offsets, n, T, B, S, b, s, u, H, CELL, G)
 
 
-@triton.jit(do_not_specialize=["i0", "i1", "T", "B", "S", "blocks", "D", "len_s", "len_b", "rst_t", "rst_b", "rst_s"])
-def backward_tiled(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, lengths, reset, offsets,
-                   dgates_x, dh0, dc0, dq, carry, i0, i1, T, B, S, blocks, D, len_s, len_b, rst_t, rst_b, rst_s,
+@triton.jit(do_not_specialize=["i0", "i1", *NUMBERS])
+def backward_tiled(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, lengths, reset, offsets, key, dropout,
+                   dgates_x, dh0, dc0, dq, carry_h, carry_c, i0, i1,
+                   T, B, S, blocks, D, len_s, len_b, rst_t, rst_b, rst_s, zone_h, zone_c,
                    CELL: tl.constexpr, G: tl.constexpr, Z: tl.constexpr, AT: tl.constexpr, PRECISION: tl.constexpr,
                    UNITS: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr, STAGES: tl.constexpr,
                    BLOCK: tl.constexpr, STREAMED: tl.constexpr, LAST: tl.constexpr):  # fmt: skip
@@ -156,12 +173,13 @@ def backward_tiled(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, lengths, 
                     at = w + ((block + g) * H + (k + inner_row)) * H + u
                     tile = tl.load(at, mask=(u < H) & (k + inner_row < H), other=0.0)
                     dh = dot(tile, operand, dh, PRECISION)
+            dh = seen(dropout, edge + u, inside, dh)
             dh += load_state(dhn, edge + u, ends, AT)
             dc = tl.zeros((UNITS, ROWS), AT)
-            if CELL == 0:
-                dh += tl.load(carry + edge + u, mask=linked & (u < H), other=0.0)
+            if carry_h is not None:
+                dh += tl.load(carry_h + edge + u, mask=linked & (u < H), other=0.0)
             if CELL == 1:
-                dc = tl.load(carry + edge + u, mask=linked & (u < H), other=0.0)
+                dc = tl.load(carry_c + edge + u, mask=linked & (u < H), other=0.0)
                 dc += load_state(dcn, edge + u, ends, AT)
             if q >= 0:
                 live = (q < n) & (u < H)
@@ -185,9 +203,23 @@ def backward_tiled(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, lengths, 
                     dh += tl.load(dy + row * H + u, mask=live, other=0.0).to(AT)
                 if dcs is not None:
                     dc += tl.load(dcs + row * H + u, mask=live, other=0.0).to(AT)
+                t = time_at(q, first, reverse)
+                if zone_h is not None:
+                    held_h, dh = parted(key, zone_h, ZONEOUT_H, t, b, s, u, dh)
+                if zone_c is not None:
+                    held_c, dc = parted(key, zone_c, ZONEOUT_C, t, b, s, u, dc)
+                    after = cells.own_c(kept, previous)
                 dx, da, passed = cells.backward(CELL, dh, dc, kept, dkept, previous, after)
-                if CELL < 2:
-                    tl.store(carry + edge + u, passed, mask=live)
+                if CELL == 0:
+                    if zone_h is not None:
+                        passed += held_h
+                    tl.store(carry_h + edge + u, passed, mask=live)
+                elif zone_h is not None:
+                    tl.store(carry_h + edge + u, held_h, mask=live)
+                if CELL == 1:
+                    if zone_c is not None:
+                        passed += held_c
+                    tl.store(carry_c + edge + u, passed, mask=live)
                 store_step(dgates_x, dq, row, u, H, live, dx, da, CELL, G)
             else:
                 tl.store(dh0 + edge + u, cast(dh, dh0.dtype.element_ty), mask=inside)

@@ -87,6 +87,12 @@ def forward(CELL: tl.constexpr, x, a, h, c):
 
 
 @triton.jit
+def own_c(kept, before):
+    """What the LSTM made of c, where zoneout may have kept the one before."""
+    return kept[1] * before + kept[0] * kept[2]
+
+
+@triton.jit
 def backward(CELL: tl.constexpr, dh, dc, kept, dkept, before, after):
     """The gradients of `x`, of `a`, and of the state that no matrix multiplies.
 

@@ -7,8 +7,8 @@
 
 What is here was compiled for sm_80, sm_89 and sm_90 by Triton 3.6 and 3.9, with and without lengths and resets,
 forward and backward, and spills no register, but for some float64 tiles of an LSTM by Triton 3.6:
-`python tools/triton_check.py 80 89 90` does it again. Nothing is tuned at run time, and no time below was measured on a
-GPU.
+`python tools/triton_check.py 80 89 90` does it again. With zoneout and recurrent dropout the widest of each kind
+were, for sm_80 and sm_90. Nothing is tuned at run time, and no time below was measured on a GPU.
 """
 
 from __future__ import annotations
@@ -110,6 +110,8 @@ def plan(
     device: Device,
     regime: str = "",
     masked: bool = False,
+    zoneout: bool = False,
+    dropout: bool = False,
 ) -> Plan:
     """How one pass of a recurrence runs.
 
@@ -125,20 +127,24 @@ def plan(
         device: the GPU.
         regime: one of `REGIMES`.
         masked: whether rows have lengths or resets; the limits hold with and without.
+        zoneout: whether there is zoneout.
+        dropout: whether there is recurrent dropout.
 
     Raises:
         ValueError: the regime that is named cannot take it.
     """
     kind = precision if dtype == "fp32" else "fp64" if dtype == "fp64" else "half"
-    tiled = _tiled(cell, kind, precision, regime or "step", device)
+    noise = zoneout or dropout
+    tiled = _tiled(cell, kind, precision, regime or "step", device, backward, noise)
     if regime in ("", "resident"):
-        refusal = _not_resident(cell, S, H, kind, device)
+        limit = _resident_limit(cell, kind, device, noise)
+        refusal = _not_resident(cell, S, H, kind, device, limit, zoneout, dropout)
         if refusal is None:
-            return _resident(cell, H, kind, precision, device)
+            return _resident(cell, H, kind, precision, limit, noise)
         if regime:
             raise ValueError(refusal)
     if regime in ("", "grid"):
-        refusal = _not_in_grid(cell, S, H, kind, device)
+        refusal = _not_in_grid(cell, S, H, kind, device, zoneout, dropout)
         if regime and refusal is not None:
             raise ValueError(refusal)
         if refusal is None:
@@ -152,7 +158,7 @@ def plan(
         return tiled
     # one launch whose programs read all of W_hh every step, or a launch a step that reads it once
     streamed = _streamed_us(cell, T, H, dtype) < T * LAUNCH_US
-    return _tiled(cell, kind, precision, "streamed" if streamed else "step", device)
+    return _tiled(cell, kind, precision, "streamed" if streamed else "step", device, backward, noise)
 
 
 def _column(device: Device) -> int:
@@ -174,27 +180,39 @@ def _held(limit: int, kind: str, device: Device) -> str:
     return f"in {NAMES[kind]} sm_{device.sm} holds {limit}"
 
 
-def _not_resident(cell: int, S: int, H: int, kind: str, device: Device) -> str | None:
+def _resident_limit(cell: int, kind: str, device: Device, noise: bool) -> int:
     limit = _limit(RESIDENT, cell, kind, device)
+    if not noise:
+        return limit
+    return 0 if kind == "tf32x3" else limit // 2  # for its draws registers are needed that wider tiles have not
+
+
+def _not_resident(
+    cell: int, S: int, H: int, kind: str, device: Device, limit: int, zoneout: bool, dropout: bool
+) -> str | None:
     if _padded(H) <= limit:
         return None
-    grid = "" if _not_in_grid(cell, S, H, kind, device) else "triton:grid, "
+    grid = "" if _not_in_grid(cell, S, H, kind, device, zoneout, dropout) else "triton:grid, "
     return (
         f"resident: W_hh does not stay in one SM, got {H} hidden units, {_held(limit, kind, device)}; "
         f"take {grid}triton:streamed or triton:step"
     )
 
 
-def _resident(cell: int, H: int, kind: str, precision: str, device: Device) -> Plan:
+def _resident(cell: int, H: int, kind: str, precision: str, limit: int, noise: bool) -> Plan:
     units = _padded(H)
     if kind == "tf32x3":  # narrower LSTM tiles spill
-        units = max(units, min(64, _limit(RESIDENT, cell, kind, device)))
-    wide = units > 64 or kind == "tf32x3"
+        units = max(units, min(64, limit))
+    wide = units > 64 or kind == "tf32x3" or (noise and cell == LSTM)
     registers = None if kind == "tf32" and cell == LSTM and units == 64 else REGISTERS
     return Plan("resident", precision, units=units, warps=8 if wide else 4, registers=registers)
 
 
-def _not_in_grid(cell: int, S: int, H: int, kind: str, device: Device) -> str | None:
+def _not_in_grid(cell: int, S: int, H: int, kind: str, device: Device, zoneout: bool, dropout: bool) -> str | None:
+    if dropout:
+        return "grid: it has no recurrent_dropout; take triton:streamed or triton:step"
+    if zoneout and kind == "tf32x3":  # of the GRU's backward it spills
+        return f"grid: in {NAMES[kind]} it has no zoneout; take triton:streamed or triton:step"
     limit = _limit(GRID, cell, kind, device)
     if limit < H:
         return (
@@ -222,11 +240,16 @@ def _grid(cell: int, B: int, S: int, H: int, kind: str, precision: str, backward
     return Plan("grid", precision, units=16, warps=8, registers=registers, inner=inner, k_split=k_split, tiles=tiles)
 
 
-def _tiled(cell: int, kind: str, precision: str, regime: str, device: Device) -> Plan:
-    if kind == "half":  # wider, an LSTM spills, and on sm_89 a GRU
-        small = cell == LSTM or (cell == GRU and _column(device) == 89)
-        return Plan(regime, precision, stages=2, inner=32 if small else 64, warps=8 if cell == LSTM else 4)
+def _tiled(cell: int, kind: str, precision: str, regime: str, device: Device, backward: bool, noise: bool) -> Plan:
+    if kind == "half":  # wider, an LSTM spills, and on sm_89 or with noise a GRU
+        small = cell == LSTM or (cell == GRU and (noise or _column(device) == 89))
+        warps = 8 if cell == LSTM or (cell == GRU and noise) else 4
+        return Plan(regime, precision, stages=2, inner=32 if small else 64, warps=warps)
     units = 16 if kind == "fp64" else 32
+    if noise and cell == LSTM and kind == "tf32x3":
+        return Plan(regime, precision, units=16, inner=16, registers=REGISTERS if backward else None)
+    if noise and cell == LSTM and kind == "tf32":
+        return Plan(regime, precision, units=units, inner=16, warps=8)
     inner = 16 if kind == "tf32x3" and cell in (GRU, LSTM) else units  # with lengths and resets 32 spill
     return Plan(regime, precision, units=units, inner=inner)
 

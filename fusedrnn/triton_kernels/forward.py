@@ -17,7 +17,8 @@ import triton.language as tl
 
 from . import cells
 from .cells import cast, dot
-from .walk import cut_at, load_state, load_tiles, longest, row_at, rows, state_before, zero_tail
+from .noise import ZONEOUT_C, ZONEOUT_H, seen, zoneout
+from .walk import NUMBERS, cut_at, load_state, load_tiles, longest, row_at, rows, state_before, time_at, zero_tail
 
 
 @triton.jit
@@ -55,9 +56,9 @@ def finish(y, gates, cs, h0, c0, hn, cn, lengths, offsets, n, last, T, B, S, b, 
             zero_tail(cs, n, T, B, S, b, s, u, H, 1)
 
 
-@triton.jit(do_not_specialize=["T", "B", "S", "blocks", "D", "len_s", "len_b", "rst_t", "rst_b", "rst_s"])
-def forward_resident(gates_x, h0, c0, w, b_hh, lengths, reset, offsets, y, hn, gates, cs, cn,
-                     T, B, S, blocks, D, len_s, len_b, rst_t, rst_b, rst_s,
+@triton.jit(do_not_specialize=[*NUMBERS])
+def forward_resident(gates_x, h0, c0, w, b_hh, lengths, reset, offsets, key, dropout, y, hn, gates, cs, cn,
+                     T, B, S, blocks, D, len_s, len_b, rst_t, rst_b, rst_s, zone_h, zone_c,
                      CELL: tl.constexpr, G: tl.constexpr, Z: tl.constexpr, AT: tl.constexpr, PRECISION: tl.constexpr,
                      BLOCK: tl.constexpr, UNITS: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """A program runs a tile of rows of one stream from their first to their last step; UNITS >= H, a power of two."""
@@ -92,22 +93,25 @@ def forward_resident(gates_x, h0, c0, w, b_hh, lengths, reset, offsets, y, hn, g
         live = (q < n) & (u < H)
         row = row_at(q, first, reverse, offsets, b, s, T, B, S)
         x = load_tiles(gates_x, row, u, H, live, G, AT)
-        operand = cast(h, w.dtype.element_ty)
+        operand = cast(seen(dropout, edge, inside, h), w.dtype.element_ty)
         a = ()
         for g in tl.static_range(G):
             total = tl.zeros((UNITS, ROWS), AT)
             if b_hh is not None:
                 total += bias[g]
             a = a + (dot(tiles[g], operand, total, PRECISION),)
-        h, c, kept = cells.forward(CELL, x, a, h, c)
+        new_h, new_c, kept = cells.forward(CELL, x, a, h, c)
+        t = time_at(q, first, reverse)
+        h = zoneout(key, zone_h, ZONEOUT_H, t, b, s, u, h, new_h)
+        c = zoneout(key, zone_c, ZONEOUT_C, t, b, s, u, c, new_c)
         store_step(y, gates, cs, row, u, H, live, h, c, kept, CELL, Z)
     last = row_at(n - 1, first, reverse, offsets, b, s, T, B, S)
     finish(y, gates, cs, h0, c0, hn, cn, lengths, offsets, n, last, T, B, S, b, s, u, H, CELL, Z, AT)
 
 
-@triton.jit(do_not_specialize=["q0", "q1", "T", "B", "S", "blocks", "D", "len_s", "len_b", "rst_t", "rst_b", "rst_s"])
-def forward_tiled(gates_x, h0, c0, w, b_hh, lengths, reset, offsets, y, hn, gates, cs, cn, carry, q0, q1,
-                  T, B, S, blocks, D, len_s, len_b, rst_t, rst_b, rst_s,
+@triton.jit(do_not_specialize=["q0", "q1", *NUMBERS])
+def forward_tiled(gates_x, h0, c0, w, b_hh, lengths, reset, offsets, key, dropout, y, hn, gates, cs, cn, carry, q0, q1,
+                  T, B, S, blocks, D, len_s, len_b, rst_t, rst_b, rst_s, zone_h, zone_c,
                   CELL: tl.constexpr, G: tl.constexpr, Z: tl.constexpr, AT: tl.constexpr, PRECISION: tl.constexpr,
                   UNITS: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr, STAGES: tl.constexpr,
                   BLOCK: tl.constexpr, STREAMED: tl.constexpr, LAST: tl.constexpr):  # fmt: skip
@@ -143,7 +147,8 @@ def forward_tiled(gates_x, h0, c0, w, b_hh, lengths, reset, offsets, y, hn, gate
                 a = a + (total,)
             for k in tl.range(0, H, INNER, num_stages=STAGES):
                 v = k + inner_column
-                state = state_before(y, h0, q, before, edge, v, H, held & (v < H), AT, "")
+                there = held & (v < H)
+                state = seen(dropout, edge + v, there, state_before(y, h0, q, before, edge, v, H, there, AT, ""))
                 operand = cast(state, w.dtype.element_ty)
                 totals = ()
                 for g in tl.static_range(G):
@@ -160,7 +165,12 @@ def forward_tiled(gates_x, h0, c0, w, b_hh, lengths, reset, offsets, y, hn, gate
             if CELL == 1:
                 c = tl.load(carry + edge + u, mask=later, other=0.0)
                 c += load_state(c0, edge + u, held & (u < H) & (before * 0 + q == 0), AT)
-            h, c, kept = cells.forward(CELL, x, a, h, c)
+            if CELL != 0 and zone_h is not None:
+                h = state_before(y, h0, q, before, edge, u, H, held & (u < H), AT, "")
+            new_h, new_c, kept = cells.forward(CELL, x, a, h, c)
+            t = time_at(q, first, reverse)
+            h = zoneout(key, zone_h, ZONEOUT_H, t, b, s, u, h, new_h)
+            c = zoneout(key, zone_c, ZONEOUT_C, t, b, s, u, c, new_c)
             if CELL == 0:
                 tl.store(carry + edge + u, h, mask=live)
             if CELL == 1:

@@ -9,7 +9,8 @@ Memory: W_hh in shared memory. h, c and what passes a step beside the product st
     gate gradients backward; loads of it pass L1 by, which may hold what stood there before.
 Synchronisation: a barrier of all tiles of units of a tile of rows after each step. What the next step reads of this
     program's own is on its way before the wait.
-Requires: all programs of a launch at once: a cooperative launch, no more programs than SMs. T*B*S < 2^31.
+Requires: all programs of a launch at once: a cooperative launch, no more programs than SMs. T*B*S < 2^31. No recurrent
+    dropout: its mask beside W_hh and the states that are read at once takes more registers than there are.
 Source: split of k and barrier: this project's prototype; a grid barrier of one counter, as in CUDA's cooperative
     groups.
 """
@@ -23,12 +24,13 @@ from .backward import store_step as store_gradients
 from .cells import cast, dot
 from .forward import finish as finish_forward
 from .forward import store_step as store_states
-from .walk import cut_at, grid_sync, load_state, load_tiles, longest, row_at, rows, state_before
+from .noise import ZONEOUT_C, ZONEOUT_H, parted, zoneout
+from .walk import NUMBERS, cut_at, grid_sync, load_state, load_tiles, longest, row_at, rows, state_before, time_at
 
 
-@triton.jit(do_not_specialize=["tile", "T", "B", "S", "blocks", "D", "len_s", "len_b", "rst_t", "rst_b", "rst_s"])
-def forward_grid(gates_x, h0, c0, w, b_hh, lengths, reset, offsets, y, hn, gates, cs, cn, barrier, tile,
-                 T, B, S, blocks, D, len_s, len_b, rst_t, rst_b, rst_s,
+@triton.jit(do_not_specialize=["tile", *NUMBERS])
+def forward_grid(gates_x, h0, c0, w, b_hh, lengths, reset, offsets, key, y, hn, gates, cs, cn, barrier, tile,
+                 T, B, S, blocks, D, len_s, len_b, rst_t, rst_b, rst_s, zone_h, zone_c,
                  CELL: tl.constexpr, G: tl.constexpr, Z: tl.constexpr, AT: tl.constexpr, PRECISION: tl.constexpr,
                  UNITS: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr, K_SPLIT: tl.constexpr,
                  BLOCK: tl.constexpr, CHUNKS: tl.constexpr):  # fmt: skip
@@ -87,7 +89,10 @@ def forward_grid(gates_x, h0, c0, w, b_hh, lengths, reset, offsets, y, hn, gates
             if b_hh is not None:
                 total += bias[g]
             a = a + (total,)
-        h, c, kept = cells.forward(CELL, x, a, h, c)
+        new_h, new_c, kept = cells.forward(CELL, x, a, h, c)
+        t = time_at(q, first, reverse)
+        h = zoneout(key, zone_h, ZONEOUT_H, t, b, s, u, h, new_h)
+        c = zoneout(key, zone_c, ZONEOUT_C, t, b, s, u, c, new_c)
         live = (q < n) & (u < H)
         store_states(y, gates, cs, row, u, H, live, h, c, kept, CELL, Z)
         before = row
@@ -138,9 +143,10 @@ def needed(dy, dcs, y, cs, h0, c0, q, row, before, edge, u, H, live, CELL: tl.co
     return of_y, of_cs, previous, after
 
 
-@triton.jit(do_not_specialize=["tile", "T", "B", "S", "blocks", "D", "len_s", "len_b", "rst_t", "rst_b", "rst_s"])
-def backward_grid(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, lengths, reset, offsets,
-                  dgates_x, dh0, dc0, dq, barrier, tile, T, B, S, blocks, D, len_s, len_b, rst_t, rst_b, rst_s,
+@triton.jit(do_not_specialize=["tile", *NUMBERS])
+def backward_grid(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, lengths, reset, offsets, key,
+                  dgates_x, dh0, dc0, dq, barrier, tile,
+                  T, B, S, blocks, D, len_s, len_b, rst_t, rst_b, rst_s, zone_h, zone_c,
                   CELL: tl.constexpr, G: tl.constexpr, Z: tl.constexpr, AT: tl.constexpr, PRECISION: tl.constexpr,
                   UNITS: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr, K_SPLIT: tl.constexpr,
                   BLOCK: tl.constexpr, CHUNKS: tl.constexpr):  # fmt: skip
@@ -163,6 +169,7 @@ def backward_grid(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, lengths, r
     inside = (b < B) & (u < H)
     steps = longest(lengths, n, T)
     passed = tl.zeros((UNITS, ROWS), AT)
+    held_h = passed
     linked = b < 0  # none: no step comes after the last
     row = row_at(steps - 1, first, reverse, offsets, b, s, T, B, S)
     before = row_at(steps - 2, first, reverse, offsets, b, s, T, B, S)
@@ -182,6 +189,8 @@ def backward_grid(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, lengths, r
         dc = tl.zeros((UNITS, ROWS), AT)
         if CELL == 0:
             dh += tl.where(linked, passed, 0.0)
+        elif zone_h is not None:
+            dh += tl.where(linked, held_h, 0.0)
         if CELL == 1:
             dc = tl.where(linked, passed, 0.0) + load_state(dcn, edge + u, ends, AT)
         if q >= 0:
@@ -193,7 +202,19 @@ def backward_grid(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, w, lengths, r
             second = None
             if dgates is not None:
                 second = dkept
-            dx, da, passed = cells.backward(CELL, dh + of_y, dc + of_cs, kept, second, previous, after)
+            dh_all = dh + of_y
+            dc_all = dc + of_cs
+            t = time_at(q, first, reverse)
+            if zone_h is not None:
+                held_h, dh_all = parted(key, zone_h, ZONEOUT_H, t, b, s, u, dh_all)
+            if zone_c is not None:
+                held_c, dc_all = parted(key, zone_c, ZONEOUT_C, t, b, s, u, dc_all)
+                after = cells.own_c(kept, previous)
+            dx, da, passed = cells.backward(CELL, dh_all, dc_all, kept, second, previous, after)
+            if CELL == 0 and zone_h is not None:
+                passed += held_h
+            if zone_c is not None:
+                passed += held_c
             store_gradients(dgates_x, dq, row, u, H, (q < n) & (u < H), dx, da, CELL, G)
             next = row
             row = before

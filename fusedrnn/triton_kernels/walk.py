@@ -8,6 +8,9 @@ condition on rows there is.
 import triton
 import triton.language as tl
 
+NUMBERS = ("T", "B", "S", "blocks", "D", "len_s", "len_b", "rst_t", "rst_b", "rst_s", "zone_h", "zone_c")
+"""Arguments of the kernels for whose values none is compiled anew."""
+
 
 @triton.jit
 def rows(lengths, T, B, b, s, D, len_s, len_b):
@@ -31,12 +34,18 @@ def longest(lengths, n, T):
 
 
 @triton.jit
+def time_at(q, first, reverse):
+    """The time of step q."""
+    return first + q * (1 - 2 * reverse)
+
+
+@triton.jit
 def row_at(q, first, reverse, offsets, b, s, T, B, S):
     """Where step q of the rows lies among the fewer than 2^31 rows [T, B, S] (packed: [N, S]) of a sequence.
 
     The step may be none; what is read there is masked. 64 bits wide, because the row times H may need them.
     """
-    t = first + q * (1 - 2 * reverse)
+    t = time_at(q, first, reverse)
     if offsets is None:
         step = t * B
     else:
@@ -51,7 +60,7 @@ def cut_at(q, n, first, reverse, reset, b, s, rst_t, rst_b, rst_s):
     A reset at time t stands between times t-1 and t, whichever of them comes first: a reverse stream drops what it
     brings from t to t-1. None stands before the first step of a reverse stream.
     """
-    boundary = (first + q * (1 - 2 * reverse) + reverse).to(tl.int64)
+    boundary = (time_at(q, first, reverse) + reverse).to(tl.int64)
     there = (q < n) & (boundary < n)
     return tl.load(reset + boundary * rst_t + b * rst_b + s * rst_s, mask=there, other=0) != 0
 

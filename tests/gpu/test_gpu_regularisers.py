@@ -15,7 +15,9 @@ import fusedrnn
 
 NOISES = ({"zoneout": 0.4}, {"recurrent_dropout": 0.4}, {"weight_dropout": 0.4})
 each_noise = pytest.mark.parametrize("noise", NOISES, ids=lambda noise: next(iter(noise)))
-each_backend = pytest.mark.parametrize("backend", ["cuda", "reference"])
+TRITON = pytest.mark.skipif(REHEARSAL, reason="tests/triton interprets these kernels")
+each_backend = pytest.mark.parametrize("backend", ["cuda", pytest.param("triton", marks=TRITON), "reference"])
+KERNELS = ["cuda", *(pytest.param(name, marks=TRITON) for name in ("triton", "triton:streamed", "triton:step"))]
 
 
 def start(cell: str, noise: dict[str, float], backend: str) -> tuple[Any, Tensor]:
@@ -81,10 +83,22 @@ def test_the_seed_of_the_device_makes_it_again(noise: dict[str, float], backend:
 @pytest.mark.parametrize("kind", [kind for kind in DTYPES if kind != "tf32"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("cell", ["GRU", "LSTM", "RNN"])
-def test_the_kernels_give_what_the_reference_gives(cell: str, training: bool, kind: str) -> None:
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_the_kernels_give_what_the_reference_gives(kernels: str, cell: str, training: bool, kind: str) -> None:
     """With the same key: outputs and every gradient, by the reference's own error, which there is none of in TF32."""
-    noise = {"zoneout": 0.3 * (training or cell != "RNN"), "recurrent_dropout": 0.4}
-    layer, _ = start(cell, noise, "cuda")
+    compare(kernels, cell, training, kind, {"recurrent_dropout": 0.4})
+
+
+@TRITON
+@pytest.mark.parametrize("cell", ["GRU", "LSTM", "RNN"])
+@pytest.mark.parametrize("kernels", ["triton:resident", "triton:grid"])
+def test_kernels_that_hold_the_weights_do_so_with_noise(kernels: str, cell: str) -> None:
+    """In 16 bits, and over the whole GPU without dropout: what else they refuse."""
+    compare(kernels, cell, True, "fp16", {} if kernels == "triton:grid" else {"recurrent_dropout": 0.4})
+
+
+def compare(kernels: str, cell: str, training: bool, kind: str, noise: dict[str, float]) -> None:
+    layer, _ = start(cell, noise | {"zoneout": 0.3 * (training or cell != "RNN")}, kernels)
     layer.train(training)
     with torch.no_grad():
         for p in layer.parameters():
@@ -102,7 +116,7 @@ def test_the_kernels_give_what_the_reference_gives(cell: str, training: bool, ki
         return {str(i): t.detach().cpu() for i, t in enumerate((y, *gradients))}
 
     with products(allowed):
-        truth, near, found = run("reference", torch.float64), run("reference", dtype), run("cuda", dtype)
+        truth, near, found = run("reference", torch.float64), run("reference", dtype), run(kernels, dtype)
     if dtype is torch.float64:
         assert_same(list(found.values()), list(truth.values()))
     else:

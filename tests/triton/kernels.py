@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import recurrence_check
 import torch
@@ -22,7 +23,9 @@ def small(regime: str, H: int) -> Plan:
 
 def check(case: Case, precision: str, how: Plan, passes: tuple[bool, ...] = (False, True)) -> None:
     """As `recurrence_check.check`."""
-    scan, scan_backward = partial(launch.scan, save=True, how=how), partial(launch.scan_backward, how=how)
+    mask_key, rates = case.noise
+    drawn: dict[str, Any] = {"how": how, "mask_key": mask_key, "rates": rates}
+    scan, scan_backward = partial(launch.scan, save=True, **drawn), partial(launch.scan_backward, **drawn)
     recurrence_check.check(case, precision, scan, scan_backward, passes)
 
 
@@ -30,7 +33,7 @@ def forward(case: Case, dtype: torch.dtype, how: Plan, save: bool = True) -> tup
     """y, hn, gates, cs and cn."""
     problem = draw(case, dtype)
     given = (*problem.laid(*problem.given), problem.lengths, problem.reset, problem.offsets)
-    return launch.scan(*given, case.cell.code, case.directions, save, how)
+    return launch.scan(*given, case.cell.code, case.directions, save, how, *case.noise)
 
 
 def backward(case: Case, dtype: torch.dtype, how: Plan) -> tuple[Tensor, ...]:
@@ -40,4 +43,5 @@ def backward(case: Case, dtype: torch.dtype, how: Plan) -> tuple[Tensor, ...]:
     _, h0, c0, w, _ = problem.given
     kept = (gates, y, *problem.laid(h0), cs if case.cell is LSTM else None, *problem.laid(c0, w))
     masks = (problem.lengths, problem.reset, problem.offsets)
-    return launch.scan_backward(*problem.laid(*problem.upstream), *kept, *masks, case.cell.code, case.directions, how)
+    given = (*problem.laid(*problem.upstream), *kept, *masks, case.cell.code, case.directions, how)
+    return launch.scan_backward(*given, *case.noise)

@@ -124,9 +124,11 @@ def test_cells(name: str) -> None:
     assert_same(run(ours), run(theirs))
 
 
-def test_opcheck() -> None:
+@pytest.mark.parametrize("rates", [[], [0.3, 0.0, 0.3]], ids=["", "noise"])
+def test_opcheck(rates: list[float]) -> None:
     w, gates_x = torch.randn(2, 12, 4, dtype=DOUBLE), torch.randn(3, 2, 2, 12, dtype=DOUBLE)
-    rest = (None, None, None, None, [], GRU.code, 2, True, None, None, None, ops.TRITON)
+    key = torch.tensor([1, 2]) if rates else None
+    rest = (None, None, None, key, rates, GRU.code, 2, True, None, None, None, ops.TRITON)
     torch.library.opcheck(ops.triton_scan, (gates_x.requires_grad_(), None, None, w, None, None, None, *rest))
 
 
@@ -165,9 +167,13 @@ def test_bad_input_to_the_ops(call: Any) -> None:
         ("offsets: expected sequences", lambda: call(gates_x, w, offsets=torch.tensor([0, 3]), lengths=ends)),
         *(
             (f"{name} is reserved", lambda name=name: call(gates_x, w, **{name: torch.ones(1)}))
-            for name in ("reset_h", "reset_c", "mask_key")
+            for name in ("reset_h", "reset_c")
         ),
-        ("rates is reserved", lambda: call(gates_x, w, rates=[0.1])),
+        ("rates: expected those of zoneout of h, .* got 1", lambda: call(gates_x, w, rates=[0.1])),
+        ("rates: expected probabilities, got 1.5", lambda: call(gates_x, w, rates=[1.5, 0.0, 0.0])),
+        ("only the LSTM has a c", lambda: call(gates_x, w, rates=[0.0, 0.5, 0.0])),
+        ("drawn by a mask_key", lambda: call(gates_x, w, rates=[0.0, 0.0, 0.5])),
+        ("mask_key: expected", lambda: call(gates_x, w, rates=[0.5, 0.0, 0.0], mask_key=torch.ones(2))),
         ("does not stay|resident", lambda: call(torch.zeros(2, 3, 1, 3 * 300), torch.zeros(1, 900, 300), 16 + 1)),
     ):
         with pytest.raises(RuntimeError, match=text):
