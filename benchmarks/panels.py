@@ -55,6 +55,12 @@ def line(
     return Line(name, points, colour, style, marker)
 
 
+def level(name: str, ends: Iterable[float], y: float, style: str = "--") -> Line:
+    """A grey line without a band, at y from the first to the last x."""
+    xs = sorted(ends)
+    return Line(name, [(x, y, y, y) for x in (*xs[:1], *xs[-1:])], COLOURS["floor"], style, "")
+
+
 def draw(figure: Any, panels: Sequence[Panel], columns: int = 3, height: float = 3.2) -> None:
     """Lines with bands, one legend below for all panels; equal y axes where the y labels are equal."""
     if not panels:
@@ -86,7 +92,10 @@ def draw(figure: Any, panels: Sequence[Panel], columns: int = 3, height: float =
 
 def _line(axis: Any, own: Line) -> Any:
     x, low, middle, high = zip(*own.points, strict=True)
-    (handle,) = axis.plot(x, middle, linestyle=own.style, marker=own.marker, markersize=3.5, color=own.colour)
+    shape = {"marker": own.marker, "markersize": 3.5}
+    if not own.marker and len(set(x)) == 1:
+        shape = {"marker": "_", "markersize": 14}  # a line without markers needs two ends to be seen
+    (handle,) = axis.plot(x, middle, linestyle=own.style, color=own.colour, **shape)
     if len(x) == 1:
         axis.vlines(x, low, high, color=own.colour, alpha=0.4)
     axis.fill_between(x, low, high, color=own.colour, alpha=0.2, linewidth=0)

@@ -49,3 +49,11 @@ def test_the_figure_of_aims_names_its_bars() -> None:
     pytest.importorskip("matplotlib")
     assert "bar: quartiles" in (plots.drawn(plots.aims, [EARLIER]) or "")
     assert "bar: from the 20th" in (plots.drawn(plots.aims, [WIDE]) or "")
+
+
+@pytest.mark.parametrize(("ends", "marker"), [((8, 8), "_"), ((8, 64), "None")])
+def test_a_level_over_one_x_is_seen(ends: tuple[int, int], marker: str) -> None:
+    figures = pytest.importorskip("matplotlib.figure")
+    figure = figures.Figure()
+    panels.draw(figure, [panels.Panel("", "T", "ms", [panels.level("floor", ends, 1.0)])])
+    assert [line.get_marker() or "None" for line in figure.axes[0].lines] == [marker]

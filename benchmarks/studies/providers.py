@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .. import bands, encoders, panels, plots
+from .. import bands, encoders, floors, panels, plots
 from ..cases import MODES, Case
 from ..encoders import ENCODERS
 from ..measure import alternate, gates, kept_bytes, ratios
@@ -123,6 +123,7 @@ def _case(ctx: Context, case: Case, ways: Sequence[Provider], seconds: float) ->
             clock=ctx.clock,
         )
         _record(ctx, case, mode, threads, samples)
+        floors.add(STUDY, ctx.recorder, case, mode, threads, ctx.device)
 
 
 def _record(ctx: Context, case: Case, mode: str, threads: int, samples: Mapping[str, list[float]]) -> None:
@@ -177,7 +178,7 @@ def section(rows: Sequence[Row]) -> Section:
 def _caption(rows: Sequence[Row]) -> str:
     told = []
     for mode, name in zip(MODES, ("inference", "a training step"), strict=True):
-        found = select(rows, metric="time", mode=mode)
+        found = [row for row in select(rows, metric="time", mode=mode) if row.provider != floors.FLOOR]
         cases = list(dict.fromkeys((row.T, row.B) for row in found))
         first = [min(select(found, T=T, B=B), key=lambda row: row.p50).provider for T, B in cases]
         counts = {name: first.count(name) for name in dict.fromkeys(first)}
@@ -186,7 +187,21 @@ def _caption(rows: Sequence[Row]) -> str:
     return (
         "Who is faster than the fused GRU, and where? Time over the fused layer's, medians of pairs; bands: "
         f"{bands.told(select(rows, metric='time_ratio'))}; below the grey line is faster. {' '.join(told)}"
+        f"{_floor_told(rows)}"
     )
+
+
+def _floor_told(rows: Sequence[Row]) -> str:
+    told = floors.told(rows)
+    return f" {told} Here it is the GRU's, over the fused layer's time." if told else ""
+
+
+def _floors(rows: Sequence[Row], mode: str, B: int) -> panels.Line:
+    """Of the GRU, over the fused layer's time, by T."""
+    own = select(rows, metric="time", mode=mode, B=B)
+    fused = {row.T: row.p50 for row in select(own, provider=FUSED.name)}
+    points = [(row.T, row.p50 / fused[row.T]) for row in select(own, provider=floors.FLOOR) if row.T in fused]
+    return panels.Line(floors.FLOOR, [(T, y, y, y) for T, y in sorted(points)], panels.colour(floors.FLOOR), ":", "")
 
 
 def _figure(figure: Any, rows: Sequence[Row]) -> None:
@@ -199,10 +214,9 @@ def _figure(figure: Any, rows: Sequence[Row]) -> None:
                 panels.line(name, [(row.T, row) for row in select(own, provider=name)], panels.colour(name, index + 1))
                 for index, name in enumerate(shown)
             ]
-            ends = sorted({row.T for row in own})
-            if ends:
-                even = [(T, 1.0, 1.0, 1.0) for T in (ends[0], ends[-1])]
-                lines.append(panels.Line("fusedrnn", even, plots.COLOURS["floor"], "--", ""))
+            if own:
+                lines.append(panels.level("fusedrnn", (row.T for row in own), 1.0))
+            lines.append(_floors(rows, mode, B))
             title = f"{'inference' if mode == 'infer' else 'training step'}, B {B}"
             found.append(panels.Panel(title, "T", "time / fusedrnn's", lines))
     panels.draw(figure, found)
@@ -213,7 +227,8 @@ def _table(rows: Sequence[Row]) -> Table:
     first = select(rows, metric="time")[0].case
     by = {(row.provider, row.mode, row.metric): row for row in select(rows, case=first)}
     lines = []
-    for name in dict.fromkeys(row.provider for row in select(rows, metric="time", case=first)):
+    names = dict.fromkeys(row.provider for row in select(rows, metric="time", case=first))
+    for name in (name for name in names if name != floors.FLOOR):
         cells = [name, f"{by[name, 'train', 'parameters'].p50:,.0f}"]
         for mode in MODES:
             step, ratio = by.get((name, mode, "time")), by.get((name, mode, "time_ratio"))

@@ -20,15 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .. import bands, panels, plots
+from .. import bands, floors, panels, plots
 from ..cases import MODES, Case
-from ..measure import alternate, ceilings, compare, gates, ratios
+from ..measure import alternate, compare, gates, ratios
 from ..providers import FUSED, NN, Call, Inputs, Provider, inputs, twin
 from ..record import Row, measured, remark
 from .base import (
     CONFIRMED,
     DEPENDS,
-    MACHINE,
     REFUTED,
     UNDECIDED,
     Context,
@@ -97,9 +96,6 @@ def case_of(rows: int, H: int, T: int) -> Case:
 
 def run(ctx: Context) -> None:
     threads = torch.get_num_threads()
-    for _ in ctx.todo(STUDY, {MACHINE: None}):
-        for unit, value in zip(("FLOP/s", "bytes/s"), ceilings(threads, ctx.device), strict=True):
-            ctx.recorder.add(measured(STUDY, "ceiling", unit, [value], MACHINE, threads=threads))
     grid = [case_of(*sizes) for sizes in GRID[ctx.effort]]
     for case, seconds in ctx.todo(STUDY, {case.name: case for case in grid}):
         _case(ctx, case, seconds, threads)
@@ -155,6 +151,7 @@ def _case(ctx: Context, case: Case, seconds: float, threads: int) -> None:
             clock=ctx.clock,
         )
         _record(ctx, case, mode, threads, samples)
+        floors.add(STUDY, ctx.recorder, case, mode, threads, ctx.device)
 
 
 def _record(ctx: Context, case: Case, mode: str, threads: int, samples: dict[str, list[float]]) -> None:
@@ -302,10 +299,10 @@ def _caption(rows: Sequence[Row]) -> str:
         if select(rows, metric="time_ratio", H=H, unit=f"{provider.name}/{CONV}", mode=mode)
     ]
     told = "; ".join(answers) or "no convolution to compare with"
-    band = bands.told(select(rows, metric=("time", "flops")))
+    notes = f"Bands: {bands.told(select(rows, metric=('time', 'flops')))}. {floors.told(rows)}".rstrip()
     return (
         "Where do a recurrence and a convolution of equal products cross? Left: a call; right: the products a second "
-        f"that it comes to, the grey line this machine's best. Bands: {band}. {told[0].upper()}{told[1:]}."
+        f"that it comes to, the grey line this machine's best. {notes} {told[0].upper()}{told[1:]}."
     )
 
 
@@ -321,9 +318,10 @@ def _figure(figure: Any, rows: Sequence[Row]) -> None:
                     points = [(row.T, row) for row in select(own, metric=metric, provider=name)]
                     lines.append(panels.line(plots.LABELS[name], points, panels.colour(name), scale=scale))
                 if metric == "flops" and best:
-                    ends = sorted(row.T for row in select(own, metric=metric))
-                    top = [(T, best * scale, best * scale, best * scale) for T in (ends[0], ends[-1])]
-                    lines.append(panels.Line("best product", top, plots.COLOURS["floor"], "--", ""))
+                    lengths = (row.T for row in select(own, metric=metric))
+                    lines.append(panels.level("best product", lengths, best * scale))
+                if floor := [(row.T, row) for row in select(own, metric=metric, provider=floors.FLOOR)]:
+                    lines.append(panels.line(floors.FLOOR, floor, panels.colour(floors.FLOOR), ":", ""))
                 title = f"{'inference' if mode == 'infer' else 'training step'}, H {H}"
                 found.append(panels.Panel(title, "T", label, lines))
     panels.draw(figure, found, columns=2)
@@ -333,7 +331,8 @@ def _table(rows: Sequence[Row]) -> Table:
     best = {row.unit: row.p50 for row in select(rows, metric="ceiling")}
     by = {(row.case, row.provider, row.mode, row.metric): row for row in rows}
     lines = []
-    for case, name, mode in dict.fromkeys((r.case, r.provider, r.mode) for r in select(rows, metric="time")):
+    timed = (row for row in select(rows, metric="time") if row.provider != floors.FLOOR)
+    for case, name, mode in dict.fromkeys((row.case, row.provider, row.mode) for row in timed):
         step, flops, traffic = (by[case, name, mode, metric] for metric in ("time", "flops", "traffic"))
         ratio = by.get((case, name, mode, "time_ratio"))
         counts = [by.get((case, name, "infer", metric)) for metric in ("parallel_degree", "operations")]
