@@ -12,7 +12,7 @@ parallel degree is counted: outputs that wait for no other, of a step of the RNN
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .. import bands, floors, panels, plots
+from .. import bands, busy, floors, panels, plots
 from ..cases import MODES, Case
 from ..measure import alternate, compare, gates, ratios
 from ..providers import FUSED, NN, Call, Inputs, Provider, inputs, twin
@@ -29,6 +29,7 @@ from .base import (
     CONFIRMED,
     DEPENDS,
     REFUTED,
+    SPENT,
     UNDECIDED,
     Context,
     Figure,
@@ -152,6 +153,19 @@ def _case(ctx: Context, case: Case, seconds: float, threads: int) -> None:
         )
         _record(ctx, case, mode, threads, samples)
         floors.add(STUDY, ctx.recorder, case, mode, threads, ctx.device)
+    for mode in MODES if ctx.device != "cpu" else ():
+        _busy(ctx, case, mode, threads, calls)
+
+
+def _busy(ctx: Context, case: Case, mode: str, threads: int, calls: Mapping[str, Call]) -> None:
+    """The part of a call's time in which the GPU runs a kernel."""
+    for name, call in calls.items():
+        where: dict[str, Any] = {"provider": name, "mode": mode, "threads": threads}
+        share = busy.share(getattr(call, mode)) if ctx.budget.left > 0 else SPENT
+        if isinstance(share, str):
+            ctx.recorder.add(remark(STUDY, "skipped", f"GPU busy share: {share}", case, **where))
+        else:
+            ctx.recorder.add(measured(STUDY, "busy", "of the time", [share], case, **where))
 
 
 def _record(ctx: Context, case: Case, mode: str, threads: int, samples: dict[str, list[float]]) -> None:
@@ -330,7 +344,7 @@ def _figure(figure: Any, rows: Sequence[Row]) -> None:
 def _table(rows: Sequence[Row]) -> Table:
     best = {row.unit: row.p50 for row in select(rows, metric="ceiling")}
     by = {(row.case, row.provider, row.mode, row.metric): row for row in rows}
-    lines = []
+    lines, on_gpu = [], bool(select(rows, metric="busy"))
     timed = (row for row in select(rows, metric="time") if row.provider != floors.FLOOR)
     for case, name, mode in dict.fromkeys((row.case, row.provider, row.mode) for row in timed):
         step, flops, traffic = (by[case, name, mode, metric] for metric in ("time", "flops", "traffic"))
@@ -340,8 +354,8 @@ def _table(rows: Sequence[Row]) -> Table:
         lines.append(
             [case, plots.LABELS[name], mode, f"{step.p50:.3f}", _spread(ratio) if ratio else "1", *shares]
             + [f"{row.p50:,.0f}" if row else "-" for row in counts]
+            + ([f"{100 * shared.p50:.0f}" if (shared := by.get((case, name, mode, "busy"))) else "-"] if on_gpu else [])
         )
     header = ("case", "layers", "mode", "ms", "of conv's time", "% of best product", "% of best copy")
-    return Table(
-        [*header, "parallel degree", "operations"], lines, "Time, and what it comes to of this machine's best."
-    )
+    last = ("parallel degree", "operations", *["GPU busy, %"] * on_gpu)
+    return Table([*header, *last], lines, "Time, and what it comes to of this machine's best.")
