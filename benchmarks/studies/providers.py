@@ -11,7 +11,7 @@ Equal width is not equal work: the table counts parameters. What this machine ha
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,10 +19,11 @@ import torch
 from .. import bands, encoders, floors, panels, plots
 from ..cases import MODES, Case
 from ..encoders import ENCODERS
+from ..gpu.grid import captured
 from ..measure import alternate, gates, kept_bytes, ratios
 from ..providers import FUSED, FUSED_ATEN, NN, Call, Provider, inputs, twin
 from ..record import Row, measured, remark
-from ..ways import WAYS
+from ..ways import GRAPH, WAYS
 from .base import (
     CONFIRMED,
     DEPENDS,
@@ -51,11 +52,6 @@ SHAPES = {
     "full": [(64, 8), (8, 64), (512, 1), (512, 8), (8, 1), (8, 8), (64, 1), (64, 64), (512, 64)],
 }
 """T, B: the first meets all ways to run it; a budget cuts the end."""
-GRAPH = "nn-graph"
-NO_GRAPH = {
-    "cpu": "no GPU here: a CUDA graph needs one",
-    "cuda": "calls in CUDA graphs are measured by `python -m benchmarks gpu`",
-}
 ROUNDS = {"quick": 2, "default": 5, "full": 15}
 GATE_FLOP = 5e8
 
@@ -72,7 +68,6 @@ def run(ctx: Context) -> None:
 
 def _here(ctx: Context, case: Case) -> list[Provider]:
     """All ways that this machine has; the others are recorded with their reasons."""
-    ctx.absent(STUDY, case.name, GRAPH, NO_GRAPH[ctx.device])
     found = []
     for way in WAYS:
         if reason := way.absent(ctx.device, case):
@@ -116,7 +111,7 @@ def _case(ctx: Context, case: Case, ways: Sequence[Provider], seconds: float) ->
         ctx.progress.show(f"{mode} {case.name}")
         left = max(0.0, seconds - (time.perf_counter() - start)) * (share if mode == MODES[0] else 1.0)
         samples = alternate(
-            {name: getattr(call, mode) for name, call in calls.items()},
+            _timed(ctx, case, mode, calls),
             0.8 * left,
             min_rounds=ROUNDS[ctx.effort],
             deadline=time.perf_counter() + left,
@@ -124,6 +119,18 @@ def _case(ctx: Context, case: Case, ways: Sequence[Provider], seconds: float) ->
         )
         _record(ctx, case, mode, threads, samples)
         floors.add(STUDY, ctx.recorder, case, mode, threads, ctx.device)
+
+
+def _timed(ctx: Context, case: Case, mode: str, calls: Mapping[str, Call]) -> dict[str, Callable[[], object]]:
+    """What is called in turn: of `GRAPH` the replay, unless its call cannot be captured, which is recorded."""
+    timed: dict[str, Callable[[], object]] = {name: getattr(call, mode) for name, call in calls.items()}
+    if GRAPH.name in timed:
+        try:
+            timed[GRAPH.name] = captured(timed[GRAPH.name])
+        except RuntimeError as error:
+            ctx.recorder.add(remark(STUDY, "failed", str(error), case, provider=GRAPH.name, mode=mode))
+            del timed[GRAPH.name]
+    return timed
 
 
 def _record(ctx: Context, case: Case, mode: str, threads: int, samples: Mapping[str, list[float]]) -> None:
