@@ -35,6 +35,6 @@ def told(rows: Sequence[Row]) -> str:
     if set(known) != set(UNITS) or not any(row.provider == FLOOR for row in rows):
         return ""
     return (
-        f"The grey floor is the larger of the products over {known['FLOP/s'] / 1e9:.0f} GFLOP/s and the least traffic "
+        f"The floor is the larger of the products over {known['FLOP/s'] / 1e9:.0f} GFLOP/s and the least traffic "
         f"over {known['bytes/s'] / 1e9:.0f} GB/s, both measured here."
     )

@@ -92,10 +92,9 @@ def draw(figure: Any, panels: Sequence[Panel], columns: int = 3, height: float =
 
 def _line(axis: Any, own: Line) -> Any:
     x, low, middle, high = zip(*own.points, strict=True)
-    shape = {"marker": own.marker, "markersize": 3.5}
-    if not own.marker and len(set(x)) == 1:
-        shape = {"marker": "_", "markersize": 14}  # a line without markers needs two ends to be seen
-    (handle,) = axis.plot(x, middle, linestyle=own.style, color=own.colour, **shape)
+    if not own.marker and len(set(x)) == 1:  # between two ends that are one there is nothing to see
+        return axis.axhline(middle[0], linestyle=own.style, color=own.colour)
+    (handle,) = axis.plot(x, middle, linestyle=own.style, marker=own.marker, markersize=3.5, color=own.colour)
     if len(x) == 1:
         axis.vlines(x, low, high, color=own.colour, alpha=0.4)
     axis.fill_between(x, low, high, color=own.colour, alpha=0.2, linewidth=0)

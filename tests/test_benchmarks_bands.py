@@ -51,9 +51,9 @@ def test_the_figure_of_aims_names_its_bars() -> None:
     assert "bar: from the 20th" in (plots.drawn(plots.aims, [WIDE]) or "")
 
 
-@pytest.mark.parametrize(("ends", "marker"), [((8, 8), "_"), ((8, 64), "None")])
-def test_a_level_over_one_x_is_seen(ends: tuple[int, int], marker: str) -> None:
+@pytest.mark.parametrize(("ends", "drawn"), [((8, 8), [0, 1]), ((8, 64), [8, 64])])
+def test_a_level_over_one_x_is_seen(ends: tuple[int, int], drawn: list[int]) -> None:
     figures = pytest.importorskip("matplotlib.figure")
     figure = figures.Figure()
     panels.draw(figure, [panels.Panel("", "T", "ms", [panels.level("floor", ends, 1.0)])])
-    assert [line.get_marker() or "None" for line in figure.axes[0].lines] == [marker]
+    assert [list(line.get_xdata()) for line in figure.axes[0].lines] == [drawn]

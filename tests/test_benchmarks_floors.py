@@ -87,7 +87,7 @@ def test_checkpointing_draws_it_under_all_layers(monkeypatch: pytest.MonkeyPatch
         rows.append(_time("checkpointing", CASE, provider, "train", 3.0))
     (panel,) = _drawn(monkeypatch, checkpointing, rows)
     assert _line(panel) == [(1, 0.5), (4, 0.5)]
-    assert "grey floor" in checkpointing._caption(rows)
+    assert "The floor is" in checkpointing._caption(rows)
     assert floors.FLOOR not in {cells[1] for cells in checkpointing._table(rows).rows}
 
 
@@ -102,7 +102,7 @@ def test_recurrence_draws_it_over_length_beside_times_alone(monkeypatch: pytest.
     times, speeds = (panel for panel in _drawn(monkeypatch, recurrence, rows) if "inference" in panel.title)
     assert _line(times) == [(8, 0.5), (64, 0.25)]
     assert [line.name for line in speeds.lines if line.name not in plots.LABELS.values()] == ["best product"]
-    assert "grey floor" in recurrence._caption(rows)
+    assert "The floor is" in recurrence._caption(rows)
     assert len(recurrence._table(rows).rows) == 2
 
 

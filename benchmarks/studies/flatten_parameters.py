@@ -274,7 +274,7 @@ def _answer(rows: Sequence[Row]) -> str:
 
 def _floor_told(rows: Sequence[Row]) -> str:
     told = floors.told(rows)
-    return f" {told} It is drawn dotted, over the time of each layer as built." if told else ""
+    return f" {told} It is drawn dotted in each layer's colour, over its time as built." if told else ""
 
 
 def _figure(figure: Any, rows: Sequence[Row]) -> None:

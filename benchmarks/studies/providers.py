@@ -193,14 +193,14 @@ def _caption(rows: Sequence[Row]) -> str:
         told.append(f"Fastest in {name}, of {len(cases)} shapes: {won}.")
     return (
         "Who is faster than the fused GRU, and where? Time over the fused layer's, medians of pairs; bands: "
-        f"{bands.told(select(rows, metric='time_ratio'))}; below the grey line is faster. {' '.join(told)}"
+        f"{bands.told(select(rows, metric='time_ratio'))}; below the dashed line is faster. {' '.join(told)}"
         f"{_floor_told(rows)}"
     )
 
 
 def _floor_told(rows: Sequence[Row]) -> str:
     told = floors.told(rows)
-    return f" {told} Here it is the GRU's, over the fused layer's time." if told else ""
+    return f" {told} Here it is the GRU's, over the fused layer's time, dotted." if told else ""
 
 
 def _floors(rows: Sequence[Row], mode: str, B: int) -> panels.Line:

@@ -316,7 +316,7 @@ def _caption(rows: Sequence[Row]) -> str:
     notes = f"Bands: {bands.told(select(rows, metric=('time', 'flops')))}. {floors.told(rows)}".rstrip()
     return (
         "Where do a recurrence and a convolution of equal products cross? Left: a call; right: the products a second "
-        f"that it comes to, the grey line this machine's best. {notes} {told[0].upper()}{told[1:]}."
+        f"that it comes to, the dashed line this machine's best. {notes} {told[0].upper()}{told[1:]}."
     )
 
 

@@ -298,7 +298,7 @@ def section(rows: Sequence[Row]) -> Section:
 
 def _floor_told(rows: Sequence[Row]) -> str:
     told = floors.told(rows)
-    return f" {told} It is the grey stroke, in float32." if told else ""
+    return f" {told} It is the grey stroke; int8's is another." if told else ""
 
 
 def _floor(rows: Sequence[Row], answer: Row) -> float | None:
