@@ -299,7 +299,7 @@ def _band(axis: Any, points: list[tuple[int, Row]], provider: str, label: str) -
     axis.plot(x, [row.p50 for row in rows], color=COLOURS[provider], **style)
     axis.fill_between(x, *zip(*bands.ends(rows), strict=True), color=COLOURS[provider], alpha=0.2, linewidth=0)
     if label == "left":
-        _label(axis, x[0], rows[0].p50 * 1.6, provider)
+        _label(axis, x[0], rows[0].p50 * 2, provider)
     elif label:
         _label(axis, x[-1], rows[-1].p50, provider)
 
