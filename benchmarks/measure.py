@@ -41,6 +41,16 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     return p25, p50, p75
 
 
+def fifths(values: Sequence[float]) -> tuple[float, float, float]:
+    """20th percentile, median, 80th percentile of at least one value."""
+    if not values:
+        raise ValueError("no samples")
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    parts = statistics.quantiles(values, n=5, method="inclusive")
+    return parts[0], statistics.median(values), parts[3]
+
+
 # two-sided 95 % points of Student's t for 1..10 degrees of freedom
 _T95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 

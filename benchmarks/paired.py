@@ -14,13 +14,13 @@ from pathlib import Path
 
 import torch
 
+from . import floors
 from .cases import Case
-from .measure import alternate, ceilings, gates, ratios
+from .measure import alternate, gates, ratios
 from .progress import Progress
 from .providers import NN, Call, Provider, inputs, twin
 from .record import Recorder, Row, environment_json, measured, remark, write_whole
 
-CEILINGS = ("FLOP/s", "bytes/s")
 FLOOR = (
     "The floor is the larger of FLOP and least traffic, each over this machine's ceiling; N % is the floor over our "
     "time (above 100 % where operands stay in the cache, which the traffic does not allow for)."
@@ -84,20 +84,11 @@ def run(plan: Plan, out: Path, *, overwrite: bool, write: Callable[[Sequence[Row
                     if failed.key not in recorder.keys:
                         recorder.add(failed)
                     continue
-                recorder.add(*_measure(plan, case, mode, count, _ceilings(plan.study, recorder, count)))
+                _measure(recorder, plan, case, mode, count)
         finally:
             torch.set_num_threads(before)
             progress.close()
             write(recorder.rows)
-
-
-def _ceilings(study: str, recorder: Recorder, threads: int) -> tuple[float, float]:
-    """This machine's best product and copy, in FLOP/s and bytes/s: as recorded, or measured and recorded now."""
-    known = {row.unit: row.p50 for row in recorder.rows if row.metric == "ceiling" and row.threads == threads}
-    if set(known) != set(CEILINGS):
-        known = dict(zip(CEILINGS, ceilings(threads), strict=True))
-        recorder.add(*(measured(study, "ceiling", unit, [known[unit]], "machine", threads=threads) for unit in known))
-    return known["FLOP/s"], known["bytes/s"]
 
 
 def _refused(plan: Plan, case: Case) -> str | None:
@@ -105,26 +96,23 @@ def _refused(plan: Plan, case: Case) -> str | None:
     return next((f"{name}: {reason}" for name, reason in gates(sides, case).items() if reason), None)
 
 
-def _measure(plan: Plan, case: Case, mode: str, threads: int, best: tuple[float, float]) -> list[Row]:
+def _measure(recorder: Recorder, plan: Plan, case: Case, mode: str, threads: int) -> None:
     layer, data = twin(case), inputs(case)
     # a layer of its own for each: sharing weights would let one provider's step warm the other's caches
     calls = {p.name: Call(p, p.build(case, copy.deepcopy(layer)), data) for p in (plan.base, plan.ours)}
     samples = alternate({name: getattr(call, mode) for name, call in calls.items()}, plan.budget_s)
     where = {"mode": mode, "threads": threads}
-    rows = []
     for name, call in calls.items():
         note = call.backend(mode) if hasattr(call.layer, "backend") else ""
         milliseconds = [1e3 * s for s in samples[name]]
-        rows.append(measured(plan.study, "time", "ms", milliseconds, case, provider=name, note=note, **where))
-    if case.dtype == "fp32":  # the ceiling is float32's
-        floor = [1e3 * case.floor_s(mode, *best)]
-        rows.append(measured(plan.study, "time", "ms", floor, case, provider="floor", **where))
+        recorder.add(measured(plan.study, "time", "ms", milliseconds, case, provider=name, note=note, **where))
+    floors.add(plan.study, recorder, case, mode, threads)
     paired = ratios(samples[plan.base.name], samples[plan.ours.name])
     # the ratio last: a row that is there means that its times are there
     today = f"at {time.strftime('%Y-%m-%d')}"
-    rows.append(measured(plan.study, "speedup", plan.unit, paired, case, provider=plan.ours.name, note=today, **where))
+    who = {"provider": plan.ours.name, "note": today}
+    recorder.add(measured(plan.study, "speedup", plan.unit, paired, case, **who, **where))
     time.sleep(min(1.0, 0.2 * plan.budget_s))  # a shared machine that has lent its reserve gets it back
-    return rows
 
 
 def by_unit(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -170,12 +158,12 @@ def machines(rows: Sequence[Row]) -> list[str]:
     for cpu, isa_ in sorted({(row.cpu, row.isa) for row in rows}):
         best: dict[int, dict[str, float]] = {}
         for row in rows:
-            if row.metric == "ceiling" and (row.cpu, row.isa) == (cpu, isa_):
+            if row.metric == floors.CEILING and (row.cpu, row.isa) == (cpu, isa_):
                 best.setdefault(row.threads, {})[row.unit] = row.p50
         text = [
             f"{found['FLOP/s'] / 1e9:.0f} GFLOP/s and {found['bytes/s'] / 1e9:.0f} GB/s with threads: {threads}"
             for threads, found in sorted(best.items(), reverse=True)
-            if set(found) == set(CEILINGS)
+            if set(found) == set(floors.UNITS)
         ]
         lines.append(f"{cpu} ({isa_})" + (f"; its ceilings: {', '.join(text)}." if text else "."))
     return lines

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from . import bands
 from .plots import COLOURS, INK
 from .record import Row
 
@@ -15,7 +16,7 @@ PALETTE = ("#2b6fdf", "#dd7a1c", "#2a9d6a", "#9a63c9", "#c2385a", "#7a6a2f")
 
 @dataclass(frozen=True)
 class Line:
-    """Points are x, lower quartile, median, upper quartile. `style` is matplotlib's; " " leaves markers alone."""
+    """Points are x, low end of the band, median, high end. `style` is matplotlib's; " " leaves markers alone."""
 
     name: str
     points: Sequence[tuple[float, float, float, float]]
@@ -36,17 +37,32 @@ class Panel:
     y_base: int = 2
 
 
-def line(name: str, found: Iterable[tuple[float, Row]], colour: str, style: str = "-", marker: str = "o") -> Line:
-    """A line through the medians of rows, by the x that stands beside each."""
+def line(
+    name: str,
+    found: Iterable[tuple[float, Row]],
+    colour: str,
+    style: str = "-",
+    marker: str = "o",
+    *,
+    scale: float = 1.0,
+) -> Line:
+    """A line through the medians of rows times `scale`, by the x that stands beside each, with a band."""
+    pairs = sorted(found, key=lambda pair: pair[0])
+    ends = bands.ends([row for _, row in pairs])
     points = [
-        (x, row.p50 if row.p25 is None else row.p25, row.p50, row.p50 if row.p75 is None else row.p75)
-        for x, row in sorted(found, key=lambda pair: pair[0])
+        (x, scale * low, scale * row.p50, scale * high) for (x, row), (low, high) in zip(pairs, ends, strict=True)
     ]
     return Line(name, points, colour, style, marker)
 
 
+def level(name: str, ends: Iterable[float], y: float, style: str = "--") -> Line:
+    """A grey line without a band, at y from the first to the last x."""
+    xs = sorted(ends)
+    return Line(name, [(x, y, y, y) for x in (*xs[:1], *xs[-1:])], COLOURS["floor"], style, "")
+
+
 def draw(figure: Any, panels: Sequence[Panel], columns: int = 3, height: float = 3.2) -> None:
-    """Lines with quartile bands, one legend below for all panels; equal y axes where the y labels are equal."""
+    """Lines with bands, one legend below for all panels; equal y axes where the y labels are equal."""
     if not panels:
         return
     columns = min(columns, len(panels))
@@ -76,6 +92,8 @@ def draw(figure: Any, panels: Sequence[Panel], columns: int = 3, height: float =
 
 def _line(axis: Any, own: Line) -> Any:
     x, low, middle, high = zip(*own.points, strict=True)
+    if not own.marker and len(set(x)) == 1:  # between two ends that are one there is nothing to see
+        return axis.axhline(middle[0], linestyle=own.style, color=own.colour)
     (handle,) = axis.plot(x, middle, linestyle=own.style, marker=own.marker, markersize=3.5, color=own.colour)
     if len(x) == 1:
         axis.vlines(x, low, high, color=own.colour, alpha=0.4)

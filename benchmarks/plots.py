@@ -1,4 +1,4 @@
-"""Figures, drawn from recorded rows alone: log2 axes, quartile bands, labels at the lines, one colour a provider.
+"""Figures, drawn from recorded rows alone: log2 axes, bands, labels at the lines, one colour a provider.
 
 matplotlib is optional (extra "study"); without it `drawn` gives None and the report says so.
 """
@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from . import bands
 from .cases import CELLS, MODES, SWEEPS, Case, along, target
 from .record import Row
 
@@ -129,18 +130,8 @@ def speedups(figure: Any, rows: Sequence[Row]) -> None:
     figure.set_size_inches(9.2, 1.2 + 0.19 * len(cases))
     axes = figure.subplots(1, len(MODES), sharey=True, sharex=True)
     for axis, mode in zip(axes, MODES, strict=True):
-        for row in found:
-            if row.mode == mode:
-                y = -cases.index(row.case)
-                axis.plot(
-                    [row.p25, row.p75],
-                    [y, y],
-                    color=COLOURS["fusedrnn"],
-                    alpha=0.4,
-                    linewidth=3.5,
-                    solid_capstyle="round",
-                )
-                axis.plot(row.p50, y, "o", color=COLOURS["fusedrnn"], markersize=3.5)
+        own = [row for row in found if row.mode == mode]
+        bars(axis, own, [-cases.index(row.case) for row in own], COLOURS["fusedrnn"])
         axis.axvline(1, color=COLOURS["nn"])
         axis.set_title({"infer": "inference", "train": "training step"}[mode])
         axis.set_xlabel("torch.nn's time / fusedrnn's")
@@ -158,12 +149,10 @@ def aims(figure: Any, rows: Sequence[Row]) -> None:
     figure.set_size_inches(9.2, 1.3 + 0.2 * len(lines))
     axes = figure.subplots(1, len(panels), sharey=True, sharex=True, squeeze=False)[0]
     for axis, (mode, threads) in zip(axes, panels, strict=True):
-        for row in found:
-            if (row.mode, row.threads) != (mode, threads):
-                continue
-            y = -lines.index((row.T, row.B, row.I, row.H, row.cell))
-            axis.plot([row.p25, row.p75], [y, y], color=COLOURS["fusedrnn"], alpha=0.4, linewidth=3.5)
-            axis.plot(row.p50, y, "o", color=COLOURS["fusedrnn"], markersize=3.5)
+        own = [row for row in found if (row.mode, row.threads) == (mode, threads)]
+        heights = [-lines.index((row.T, row.B, row.I, row.H, row.cell)) for row in own]
+        bars(axis, own, heights, COLOURS["fusedrnn"])
+        for row, y in zip(own, heights, strict=True):
             case = Case(row.cell, row.T, row.B, row.I, row.H, row.L, row.D, row.dtype)
             aim = target(case, threads, mode, row.isa)
             if aim:
@@ -177,7 +166,10 @@ def aims(figure: Any, rows: Sequence[Row]) -> None:
         [f"{cell.upper()}  T{T} B{B} I{I} H{H}" for T, B, I, H, cell in lines],
         fontsize=7.5,
     )
-    figure.supxlabel("torch.nn's time / fusedrnn's (dot and quartiles); upright stroke: the ratio to reach", fontsize=9)
+    figure.supxlabel(
+        f"torch.nn's time / fusedrnn's (dot: median; bar: {bands.told(found)}); upright stroke: the ratio to reach",
+        fontsize=9,
+    )
 
 
 def kept_bytes(figure: Any, rows: Sequence[Row]) -> None:
@@ -305,13 +297,18 @@ def _band(axis: Any, points: list[tuple[int, Row]], provider: str, label: str) -
     x, rows = [value for value, _ in points], [row for _, row in points]
     style = {"linestyle": "--", "linewidth": 1} if provider == "floor" else {"marker": "o", "markersize": 3}
     axis.plot(x, [row.p50 for row in rows], color=COLOURS[provider], **style)
-    axis.fill_between(
-        x, [row.p25 for row in rows], [row.p75 for row in rows], color=COLOURS[provider], alpha=0.2, linewidth=0
-    )
+    axis.fill_between(x, *zip(*bands.ends(rows), strict=True), color=COLOURS[provider], alpha=0.2, linewidth=0)
     if label == "left":
-        _label(axis, x[0], rows[0].p50 / 1.5, provider)
+        _label(axis, x[0], rows[0].p50 * 2, provider)
     elif label:
         _label(axis, x[-1], rows[-1].p50, provider)
+
+
+def bars(axis: Any, rows: Sequence[Row], heights: Sequence[float], colour: str, label: str | None = None) -> None:
+    """A series of medians as dots, each at its height, on a bar to both ends of what it spreads over."""
+    for end, y in zip(bands.ends(rows), heights, strict=True):
+        axis.plot(end, [y, y], color=colour, alpha=0.4, linewidth=3.5, solid_capstyle="round")
+    axis.plot([row.p50 for row in rows], heights, "o", color=colour, markersize=3.5, label=label)
 
 
 def _label(axis: Any, x: float, y: float, provider: str, text: str = "") -> None:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from .cases import Case
-from .measure import quartiles
+from .measure import fifths, quartiles
 from .providers import chosen_backend, fused_module
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +37,10 @@ class RecordError(RuntimeError):
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement. Sizes are 0 where they mean nothing; "failed" and "skipped" carry their reason in `note`."""
+    """One measurement. Sizes are 0 where they mean nothing; "failed" and "skipped" carry their reason in `note`.
+
+    `p20` and `p80` are None in rows of files that have no such columns.
+    """
 
     study: str
     case: str
@@ -63,6 +66,8 @@ class Row:
     note: str = ""
     cpu: str = ""
     isa: str = ""
+    p20: float | None = None
+    p80: float | None = None
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -72,16 +77,24 @@ class Row:
 
 
 _SIZES = ("cell", "T", "B", "I", "H", "L", "D", "dtype")
-_STATISTICS = ("metric", "unit", "p25", "p50", "p75", "n", "note", "cpu", "isa")
+_STATISTICS = ("metric", "unit", "p20", "p25", "p50", "p75", "p80", "n", "note", "cpu", "isa")
 FIELDS = ("study", "case", *_SIZES, "threads", "provider", "mode", "seed", "epoch", *_STATISTICS)
+EARLIER = tuple(name for name in FIELDS if name not in ("p20", "p80"))
+"""Columns of files that were written before there were these two."""
 HEADER = ",".join(FIELDS) + "\n"
 _TYPES = {field.name: str(field.type) for field in dataclasses.fields(Row)}
 
 
 def measured(study: str, metric: str, unit: str, values: Sequence[float], case: Case | str, **rest: Any) -> Row:
-    """A row from samples: their median and quartiles."""
-    p25, p50, p75 = quartiles(values)
-    return Row(study=study, metric=metric, unit=unit, p25=p25, p50=p50, p75=p75, n=len(values), **_sizes(case), **rest)
+    """A row from samples: their median, and how they spread."""
+    rest |= spread(values) | _sizes(case)
+    return Row(study=study, metric=metric, unit=unit, p50=quartiles(values)[1], n=len(values), **rest)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Columns of a row beside the median: quartiles, 20th and 80th percentile."""
+    (p25, _, p75), (p20, _, p80) = quartiles(values), fifths(values)
+    return {"p20": p20, "p25": p25, "p75": p75, "p80": p80}
 
 
 def remark(study: str, metric: str, note: str, case: Case | str, **rest: Any) -> Row:
@@ -130,7 +143,7 @@ def _decode(name: str, text: str) -> Any:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows of a recorded CSV; the torn last line of a killed run is left out.
+    """Rows of a recorded CSV, of one without `p20` and `p80` too; the torn last line of a killed run is left out.
 
     Raises:
         RecordError: the columns are not those of a record, or a field is not a number where one belongs.
@@ -138,12 +151,12 @@ def read_rows(path: Path) -> list[Row]:
     text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     lines = list(csv.reader(io.StringIO(whole)))
-    if not lines or tuple(lines[0]) != FIELDS:
+    if not lines or tuple(lines[0]) not in (FIELDS, EARLIER):
         raise RecordError(f"{path}: expected the columns {','.join(FIELDS)}; move the file away to start a new one")
     rows = []
     for number, line in enumerate(lines[1:], 2):
         try:
-            rows.append(Row(**{name: _decode(name, text) for name, text in zip(FIELDS, line, strict=True)}))
+            rows.append(Row(**{name: _decode(name, text) for name, text in zip(lines[0], line, strict=True)}))
         except ValueError as error:
             raise RecordError(f"{path}, row {number}: {error}") from None
     return rows
@@ -152,7 +165,7 @@ def read_rows(path: Path) -> list[Row]:
 class Recorder:
     """Appends rows, each whole on disk before the next is measured, stamped with CPU or `machine`, and instruction set.
 
-    With `resume` a file that is there is taken up, as much of it as `keep` leaves.
+    With `resume` a file that is there is taken up, as much of it as `keep` leaves; one that lacks columns gets them.
 
     Raises:
         RecordError: the file cannot be written, or a run to be taken up was made on another machine.
@@ -174,7 +187,8 @@ class Recorder:
             if resume and path.exists() and path.stat().st_size:
                 self.rows = read_rows(path)
                 self._refuse_other_machines()
-                if len(kept := keep(self.rows)) < len(self.rows):
+                whole = path.read_bytes().startswith(HEADER.encode())
+                if len(kept := keep(self.rows)) < len(self.rows) or not whole:
                     self.rows = kept
                     write_whole(path, HEADER + "".join(_encode(row).decode() for row in kept))
                 self._end = path.read_bytes().rfind(b"\n") + 1

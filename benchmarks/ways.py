@@ -100,8 +100,11 @@ def _gpu_alone(reason: str) -> Absent:
     return lambda device, case: reason if device == "cpu" else None
 
 
+GRAPH = Provider("nn-graph", NN.build, NN.forward)
+"""torch's layer; whoever times it captures its calls in a CUDA graph first."""
 WAYS = (
     Way(NN),
+    Way(GRAPH, _gpu_alone("no GPU here: a CUDA graph needs one")),
     Way(Provider("nn-no-cudnn", NN.build, _no_cudnn), _gpu_alone("no GPU here: nn itself runs without cuDNN")),
     Way(Provider("nn-unflattened", _apart, NN.forward), _gpu_alone("on a CPU weights lie apart from the start")),
     Way(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import os
 import time
@@ -218,6 +219,8 @@ def test_peak_bytes_see_the_output_of_a_large_call():
 def test_intervals_and_quartiles():
     assert measure.quartiles([3.0]) == (3.0, 3.0, 3.0)
     assert measure.quartiles([1, 2, 3, 4, 5]) == (2, 3, 4)
+    assert measure.fifths([3.0]) == (3.0, 3.0, 3.0)
+    assert measure.fifths([5.0, 1.0, 3.0, 2.0, 4.0, 6.0]) == (2.0, 3.5, 5.0)
     low, high = measure.interval95([1.0, 2.0, 3.0])
     assert (low, high) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5))
 
@@ -235,6 +238,7 @@ def test_rows_come_back_as_they_were(tmp_path):
         assert read_rows(tmp_path / "rows.csv") == recorder.rows
     first, second = recorder.rows
     assert (first.p25, first.p50, first.p75, first.n, first.T, first.cell) == (1.5, 2.0, 3.0, 3, 6, "gru")
+    assert (first.p20, first.p80) == pytest.approx((1.4, 3.2))
     assert second.note == 'says "no", and why'
     assert (first.cpu, first.isa) == (record.cpu_name(), record.isa())
 
@@ -250,6 +254,35 @@ def test_a_killed_run_is_taken_up_behind_its_last_whole_row(tmp_path):
         recorder.add(_rows()[1])
     assert path.read_bytes().startswith(whole)
     assert len(read_rows(path)) == 2
+
+
+def _written_earlier(path: Path) -> list[Row]:
+    """A file without the columns p20 and p80, and its rows."""
+    with Recorder(path) as recorder:
+        recorder.add(*_rows())
+    lines = list(csv.reader(path.open()))
+    kept = [index for index, name in enumerate(lines[0]) if name not in ("p20", "p80")]
+    with path.open("w") as file:
+        csv.writer(file, lineterminator="\n").writerows([line[index] for index in kept] for line in lines)
+    return [dataclasses.replace(row, p20=None, p80=None) for row in recorder.rows]
+
+
+def test_a_file_with_quartiles_alone_is_read(tmp_path):
+    path = tmp_path / "rows.csv"
+    expected = _written_earlier(path)
+    assert "p20" not in path.read_text()
+    assert read_rows(path) == expected
+
+
+def test_a_file_with_quartiles_alone_gets_the_new_columns_when_it_is_taken_up(tmp_path):
+    path = tmp_path / "rows.csv"
+    expected = _written_earlier(path)
+    with Recorder(path, resume=True) as recorder:
+        recorder.add(_rows()[0])
+    rows = read_rows(path)
+    assert rows[:2] == expected
+    assert (rows[2].p20, rows[2].p80) == pytest.approx((1.4, 3.2))
+    assert path.read_text().startswith(record.HEADER)
 
 
 def test_a_full_disk_leaves_whole_rows(tmp_path, monkeypatch):

@@ -241,11 +241,6 @@ def test_rows_of_another_gpu_are_refused(tmp_path: Path) -> None:
         run(tmp_path / "grid.csv", dataclasses.replace(BENCH, name="another"))
 
 
-def test_percentiles() -> None:
-    assert grid.spread([3.0]) == (3.0, 3.0, 3.0)
-    assert grid.spread([5.0, 1.0, 3.0, 2.0, 4.0, 6.0]) == (2.0, 3.5, 5.0)
-
-
 def made_up(path: Path, device: str = "NVIDIA H100", **changes: object) -> None:
     bench = dataclasses.replace(BENCH, name=device, ours=grid.OURS)
     with Rows(path, device) as rows:

@@ -13,7 +13,7 @@ import pytest
 from pairs import needs_kernel
 
 from benchmarks import __main__ as command
-from benchmarks import cases, figures, paired, plots, record, sweep
+from benchmarks import cases, figures, floors, paired, plots, record, sweep
 from benchmarks.cases import Case
 from benchmarks.record import Row, measured, read_rows, remark
 
@@ -101,7 +101,7 @@ def test_the_figures_table_marks_what_is_below_its_target():
 def test_the_figures_table_says_what_share_of_the_floor_is_reached_and_what_is_out_of_reach():
     case = Case("gru", *cases.FIGURE_SHAPES[0])
     where = {"mode": "train", "threads": 1}
-    rows = [measured("figures", "ceiling", unit, [1e11], "machine", threads=1) for unit in paired.CEILINGS]
+    rows = [measured("figures", "ceiling", unit, [1e11], "machine", threads=1) for unit in floors.UNITS]
     for provider, ms in (("nn", 3.0), ("fusedrnn", 2.0), ("floor", 1.6)):  # at the floor: 1.875, short of 2
         rows.append(measured("figures", "time", "ms", [ms], case, provider=provider, **where))
     rows.append(measured("figures", "speedup", "nn/fusedrnn", [1.5], case, provider="fusedrnn", **where))

@@ -11,10 +11,11 @@ import studies
 import torch
 
 from benchmarks import encoders, measure, ways
-from benchmarks.cases import Case
+from benchmarks.cases import MODES, Case
 from benchmarks.encoders import ENCODERS
-from benchmarks.providers import FUSED, NN, Provider
-from benchmarks.record import Row, measured
+from benchmarks.progress import Progress
+from benchmarks.providers import FUSED, NN, Call, Provider, inputs, twin
+from benchmarks.record import Recorder, Row, measured
 from benchmarks.studies import base, providers
 
 CASE = Case("gru", 9, 3, 16, 16)
@@ -82,6 +83,7 @@ def _ratio(name: str, low: float, high: float) -> Row:
         ([("nn", 0.9, 1.1)], base.DEPENDS),
         ([("nn", 1.2, 1.5), ("fusedrnn-cpu", 0.5, 0.6), ("textcnn", 0.1, 0.2)], base.CONFIRMED),
         ([("fusedrnn-aten", 0.5, 0.6)], base.REFUTED),
+        ([("nn-graph", 0.5, 0.6)], base.REFUTED),
         ([], base.UNDECIDED),
     ],
 )
@@ -103,6 +105,37 @@ def test_a_run_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     text = (tmp_path / "report.md").read_text()
     assert "a CUDA graph needs one" in text
     assert "| attention |" in text
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_of_the_graph_the_replay_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    """With a stand-in for the capture, which needs a GPU."""
+    asked: list[object] = []
+    monkeypatch.setattr(providers, "captured", lambda call: asked.append(call) or "replay")
+    calls = {p.name: Call(p, p.build(CASE, twin(CASE)), inputs(CASE)) for p in (NN, ways.GRAPH)}
+    with Recorder(tmp_path / "rows.csv") as recorder:
+        ctx = base.Context(recorder, Progress(1), base.Budget(1), "quick", device="cuda")
+        timed = providers._timed(ctx, CASE, mode, calls)
+    assert timed == {"nn": getattr(calls["nn"], mode), "nn-graph": "replay"}
+    assert asked == [getattr(calls["nn-graph"], mode)]
+
+
+def test_a_graph_that_cannot_be_captured_is_recorded_and_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(call: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    here = ways.Way(ways.GRAPH)
+    monkeypatch.setattr(providers, "captured", refuse)
+    monkeypatch.setattr(providers, "WIDTH", 8)
+    monkeypatch.setattr(providers, "ENCODERS", ())
+    monkeypatch.setattr(providers, "WAYS", (ways.Way(NN), here, ways.Way(FUSED)))
+    rows = studies.run("providers", tmp_path, 2.0)
+    failed = base.select(rows, metric="failed")
+    assert [(row.provider, row.mode) for row in failed] == [("nn-graph", mode) for mode in MODES]
+    assert "stream is capturing" in failed[0].note
+    assert {row.provider for row in base.select(rows, metric="time")} == {"nn", "fusedrnn", "floor"}
 
 
 def test_a_planted_sleep_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 import studies
 import torch
 
-from benchmarks import measure
+from benchmarks import floors, measure
 from benchmarks.cases import MODES, Case
 from benchmarks.providers import FUSED, NN, Call, inputs, twin
 from benchmarks.record import Row
@@ -106,12 +106,12 @@ def test_no_crossing_is_said():
 
 @pytest.mark.slow
 def test_the_study_runs_and_times_nothing_that_is_wrong(tmp_path, monkeypatch, one_thread):
-    monkeypatch.setattr(recurrence, "ceilings", lambda threads, device: (1e10, 1e9))
+    monkeypatch.setattr(floors, "ceilings", lambda threads, device: (1e10, 1e9))
     monkeypatch.setattr(recurrence, "wrong_convolution", lambda case, device: "wrong" if case.T == 8 else None)
     rows = studies.run("recurrence", tmp_path, 2)
     assert {(row.provider, row.T) for row in base.select(rows, metric="failed")} == {(CONV, 8)}
     timed = {(row.provider, row.T) for row in base.select(rows, metric="time")}
-    assert timed == {("nn", 8), ("fusedrnn", 8), ("nn", 64), ("fusedrnn", 64), (CONV, 64)}
+    assert timed == {(name, T) for name in ("nn", "fusedrnn", "floor") for T in (8, 64)} | {(CONV, 64)}
     assert "recurrence-length" in (tmp_path / "report.md").read_text()
 
 

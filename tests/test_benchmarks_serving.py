@@ -134,4 +134,6 @@ def test_the_study_runs_and_says_what_is_absent(tmp_path, monkeypatch, one_threa
         (name, mode) for name in ("nn", "fusedrnn") for mode in ("eager", QUIET)
     }
     assert {row.B for row in found} == set(serving.BATCHES)
+    asked = {(row.cell, row.T, row.B) for row in base.select(rows, metric="time", provider="floor")}
+    assert asked == {(cell, T, B) for cell, T in (("lstm", 6), ("lstm", 1), ("gru", 6)) for B in serving.BATCHES}
     assert "serving-latency" in (tmp_path / "report.md").read_text()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import os
-import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..cases import DTYPES, MODES, Case
-from ..measure import Clock, alternate, compare, device_clock, kept_bytes, ratios
+from ..measure import Clock, alternate, compare, device_clock, fifths, kept_bytes, ratios
 from ..providers import FUSED_TRITON, NN, Call, Inputs, Provider, fused, fused_module, twin
 from ..providers import inputs as host_inputs
 from .cases import core, grid, triton
@@ -153,8 +152,8 @@ def _measure(rows: Rows, bench: Bench, case: Case, mode: str, variant: str, call
     samples = alternate(timed, SAMPLE_BUDGET_S, min_rounds=5, max_rounds=60, clock=bench.clock)
     for name in timed:
         backend, regime = ran(calls[name], mode)
-        us_p20, us, us_p80 = spread([1e6 * s / case.T for s in samples[name]])
-        low, middle, high = spread(ratios(samples[NN.name], samples[name]))
+        us_p20, us, us_p80 = fifths([1e6 * s / case.T for s in samples[name]])
+        low, middle, high = fifths(ratios(samples[NN.name], samples[name]))
         numbers = {"us": us, "us_p20": us_p20, "us_p80": us_p80, "n": len(samples[name])}
         numbers |= {"ratio": middle, "ratio_p20": low, "ratio_p80": high}
         who = {"backend": backend, "regime": regime}
@@ -233,14 +232,6 @@ def captured(call: Callable[[], object]) -> Callable[[], object]:
         call()
     replay: Callable[[], object] = graph.replay
     return replay
-
-
-def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """20th percentile, median, 80th percentile."""
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    fifths = statistics.quantiles(values, n=5, method="inclusive")
-    return fifths[0], statistics.median(values), fifths[3]
 
 
 def _memory(call: Call, device: torch.device) -> dict[str, int]:

@@ -16,7 +16,6 @@ from ..resume import Saved
 CONFIRMED, REFUTED, DEPENDS, UNDECIDED = "confirmed", "refuted", "depends", "undecided"
 FEWEST_PAIRS = 3  # of calls that took turns; a ratio of fewer decides nothing
 COUNT_TOLERANCE = 0.02  # a quoted count holds within 2 %
-MACHINE = "machine"  # the part of a study that asks the machine
 SPENT = "the budget of this study was spent"
 T = TypeVar("T")
 

@@ -296,9 +296,7 @@ def _figure(figure: Any, rows: Sequence[Row]) -> None:
         style = (" ", "^") if kind.endswith("-last") else ("-", "s") if kind.startswith("Bi") else ("--", "o")
         lines.append(panels.Line(kind, sorted(where), colour, *style))
     if bayes := select(rows, metric="bayes_accuracy"):
-        ends = (min(count.values()), max(count.values()))
-        best = [(x, bayes[0].p50, bayes[0].p50, bayes[0].p50) for x in ends]
-        lines.append(panels.Line("best possible", best, plots.COLOURS["floor"], "--", ""))
+        lines.append(panels.level("best possible", count.values(), bayes[0].p50))
     panels.draw(figure, [panels.Panel("", "parameters of the layer", "held-out accuracy", lines, 10, 0)], height=3.8)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from .. import panels, plots
+from .. import floors, panels, plots
 from ..cases import Case
 from ..measure import alternate, gates, kept_bytes, ratios
 from ..peak import device_peak_bytes, peak_bytes
@@ -103,6 +103,7 @@ def _case(ctx: Context, case: Case, seconds: float) -> None:
     )
     for name, values in samples.items():
         ctx.recorder.add(measured(STUDY, "time", "ms", [1e3 * s for s in values], case, provider=name, **where))
+    floors.add(STUDY, ctx.recorder, case, "train", threads, ctx.device)
     for above, below in RATIOS:
         if above in samples and below in samples:
             values = ratios(samples[above], samples[below])
@@ -220,10 +221,9 @@ def _caption(rows: Sequence[Row]) -> str:
             )
         ]
         told.append(f"{case}, {label}: {', '.join(best)}" if best else f"{case}: nothing to compare")
-    return (
-        "Which choices are worth making? Down and to the left is better. Those that no other beats in both memory and "
-        f"time: {'; '.join(told)}."
-    )
+    question = "Which choices are worth making? Down and to the left is better."
+    best = f"Those that no other beats in both memory and time: {'; '.join(told)}."
+    return f"{question} {best} {floors.told(rows)}".rstrip()
 
 
 def _figure(figure: Any, rows: Sequence[Row]) -> None:
@@ -236,6 +236,9 @@ def _figure(figure: Any, rows: Sequence[Row]) -> None:
             if times and bytes_.get(provider.name):
                 point = [(bytes_[provider.name] / 2**20, times[0])]
                 lines.append(panels.line(provider.name, point, panels.colour(provider.name, index + 1), " "))
+        if lines and (floor := select(rows, metric="time", case=case, provider=floors.FLOOR)):
+            sizes = (x for own in lines for x, *_ in own.points)
+            lines.append(panels.level(floors.FLOOR, sizes, floor[0].p50, ":"))
         title = case.removesuffix(" fp32")
         found.append(panels.Panel(title, f"{label} memory, MiB", "training step, ms", lines))
     panels.draw(figure, found)

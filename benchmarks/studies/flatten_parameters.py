@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from .. import plots
+from .. import bands, floors, plots
 from ..cases import Case
 from ..measure import alternate, compare, ratios
 from ..peak import device_peak_bytes
@@ -146,6 +146,7 @@ def _case(ctx: Context, case: Case, seconds: float) -> None:
         deadline=time.perf_counter() + left,
         clock=ctx.clock,
     )
+    floors.add(STUDY, ctx.recorder, case, "infer", threads, ctx.device)
     for name, event in calls:
         values, where = samples[f"{name}/{event}"], {"provider": name, "mode": event, "threads": threads}
         ctx.recorder.add(measured(STUDY, "time", "ms", [1e3 * s for s in values], case, **where))
@@ -256,7 +257,7 @@ def section(rows: Sequence[Row]) -> Section:
     if select(own, metric="time_ratio"):
         caption = (
             "Does it cost anything later that weights were moved? A call's time over that of the layer as built, "
-            f"medians of pairs with quartiles. {_answer(own)}"
+            f"medians of pairs; bars: {bands.told(select(own, metric='time_ratio'))}. {_answer(own)}{_floor_told(own)}"
         )
         blocks += [Figure("flatten-parameters-time", plots.drawn(_figure, own), caption), _table(own)]
     return Section(
@@ -271,6 +272,11 @@ def _answer(rows: Sequence[Row]) -> str:
     return f"Most: {worst.mode}, {plots.LABELS[worst.provider]}, {worst.cell}: {worst.p50:.2f}."
 
 
+def _floor_told(rows: Sequence[Row]) -> str:
+    told = floors.told(rows)
+    return f" {told} It is drawn dotted in each layer's colour, over its time as built." if told else ""
+
+
 def _figure(figure: Any, rows: Sequence[Row]) -> None:
     found = select(rows, metric="time_ratio")
     cases, events = (list(dict.fromkeys(getattr(row, name) for row in found)) for name in ("case", "mode"))
@@ -278,11 +284,11 @@ def _figure(figure: Any, rows: Sequence[Row]) -> None:
     axes = figure.subplots(-(-len(cases) // 2), min(2, len(cases)), sharey=True, sharex=True, squeeze=False).flat
     for axis, case in zip(axes, cases, strict=False):
         for shift, provider in enumerate(PROVIDERS):
-            for row in select(found, case=case, provider=provider.name):
-                y, colour = -events.index(row.mode) - 0.25 * shift, plots.COLOURS[provider.name]
-                label = plots.LABELS[provider.name] if row.mode == BUILT else None
-                axis.plot([row.p25, row.p75], [y, y], color=colour, alpha=0.4, linewidth=3.5)
-                axis.plot(row.p50, y, "o", color=colour, markersize=4, label=label)
+            own = select(found, case=case, provider=provider.name)
+            heights = [-events.index(row.mode) - 0.25 * shift for row in own]
+            plots.bars(axis, own, heights, plots.COLOURS[provider.name], plots.LABELS[provider.name])
+            if floor := _floor(rows, case, provider):
+                axis.axvline(floor, color=plots.COLOURS[provider.name], linewidth=1, linestyle=":")
         axis.axvline(1, color=plots.INK, linewidth=0.6)
         axis.set_title(case)
         axis.set_xlabel("call's time / as built")
@@ -290,9 +296,17 @@ def _figure(figure: Any, rows: Sequence[Row]) -> None:
     axes[0].legend(frameon=False, fontsize=8)
 
 
+def _floor(rows: Sequence[Row], case: str, provider: Provider) -> float | None:
+    """Over the time of the layer as built."""
+    floor = select(rows, metric="time", case=case, provider=floors.FLOOR)
+    built = select(rows, metric="time", case=case, provider=provider.name, mode=BUILT)
+    return floor[0].p50 / built[0].p50 if floor and built else None
+
+
 def _table(rows: Sequence[Row]) -> Table:
     lines = []
-    for case, name, event in dict.fromkeys((r.case, r.provider, r.mode) for r in select(rows, metric="time")):
+    timed = (row for row in select(rows, metric="time") if row.provider != floors.FLOOR)
+    for case, name, event in dict.fromkeys((row.case, row.provider, row.mode) for row in timed):
         by = {row.metric: row for row in select(rows, case=case, provider=name, mode=event)}
         counts = [f"{by[metric].p50:.0f}" for metric in ("storages", "warnings")]
         ratio, peak = by.get("time_ratio"), by.get("bytes_peak")

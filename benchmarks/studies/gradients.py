@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import data, panels, plots
+from .. import bands, data, panels, plots
 from ..cases import CELLS, CLASSES
 from ..measure import on_threads
 from ..models import RecurrentClassifier
@@ -338,8 +338,9 @@ def section(rows: Sequence[Row]) -> Section:
     ]
     if select(own, metric="jacobian"):
         caption = (
-            "How fast does the gradient fade with the steps between? Lines are medians over seeds, bands quartiles, "
-            f"grey the norm of W_hh to the power of the steps. {_answer(own)}"
+            "How fast does the gradient fade with the steps between? Lines are medians over seeds; bands: "
+            f"{bands.told(select(own, metric='jacobian'))}; grey the norm of W_hh to the power of the steps. "
+            f"{_answer(own)}"
         )
         blocks += [Figure("gradients-lag", plots.drawn(_figure, own), caption), _table(own)]
     return Section(

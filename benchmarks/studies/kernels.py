@@ -12,16 +12,15 @@ from collections.abc import Sequence
 
 import torch
 
-from .. import plots
+from .. import bands, floors, plots
 from ..cases import BASE, MODES, SLOWER, Case, kernel_grid
-from ..measure import alternate, ceilings, gate, kept_bytes, ratios
+from ..measure import alternate, gate, kept_bytes, ratios
 from ..peak import peak_bytes
 from ..providers import FUSED, NN, Call, inputs, twin
 from ..record import Row, measured, remark
 from .base import (
     CONFIRMED,
     DEPENDS,
-    MACHINE,
     REFUTED,
     SPENT,
     UNDECIDED,
@@ -45,9 +44,6 @@ ROUNDS = {"quick": 3, "default": 5, "full": 15}
 def run(ctx: Context) -> None:
     """Gates (and so warms) every case, then times them while the budget lasts; what does not fit is recorded."""
     threads = torch.get_num_threads()
-    for _ in ctx.todo(STUDY, {MACHINE: None}):
-        for unit, value in zip(("FLOP/s", "bytes/s"), ceilings(threads), strict=True):
-            ctx.recorder.add(measured(STUDY, "peak", unit, [value], MACHINE, threads=threads))
     gating = ctx.budget.share(0.35)
     reasons: dict[Case, str | None] = {}
     left = ctx.unfinished(STUDY, {case.name: case for case in kernel_grid(ctx.effort)})
@@ -69,7 +65,6 @@ def _case(ctx: Context, case: Case, providers: list, seconds: float, threads: in
     layer, data = twin(case), inputs(case)
     # a layer of its own for each: sharing weights would let one provider's step warm the other's caches
     calls = {p.name: Call(p, p.build(case, copy.deepcopy(layer)), data) for p in providers}
-    flops_per_s, bytes_per_s = ceilings(threads)
     for mode, share in zip(MODES, (0.25, 0.6), strict=True):
         ctx.progress.show(f"{mode} {case.name}")
         samples = alternate(
@@ -86,9 +81,7 @@ def _case(ctx: Context, case: Case, providers: list, seconds: float, threads: in
             ctx.recorder.add(
                 measured(STUDY, "speedup", "nn/fusedrnn", paired, case, provider=FUSED.name, mode=mode, threads=threads)
             )
-        floor = [1e3 * case.floor_s(mode, flops_per_s, bytes_per_s)]
-        if case.dtype == "fp32":  # the ceiling is float32's
-            ctx.recorder.add(measured(STUDY, "time", "ms", floor, case, provider="floor", mode=mode, threads=threads))
+        floors.add(STUDY, ctx.recorder, case, mode, threads)
     where = {"mode": "train", "threads": threads}
     for name, call in calls.items():
         kept = [kept_bytes(call)]
@@ -154,14 +147,11 @@ def section(rows: Sequence[Row]) -> Section:
 
 
 def _scaling_answer(rows: Sequence[Row]) -> str:
-    peaks = {row.unit: row.p50 for row in select(rows, metric="peak")}
-    if not select(rows, metric="time", provider=NN.name, mode="train") or len(peaks) < 2:
+    if not select(rows, metric="time", provider=NN.name, mode="train") or not (floor := floors.told(rows)):
         return ""
     return (
         f"Base case T {BASE['T']}, B {BASE['B']}, H {BASE['H']}, one size varied at a time (I = H in the first "
-        "column). Bands are quartiles. The grey floor is the larger of "
-        f"the products over {peaks['FLOP/s'] / 1e9:.0f} GFLOP/s and the least traffic over "
-        f"{peaks['bytes/s'] / 1e9:.0f} GB/s, both measured here."
+        f"column). Bands: {bands.told(select(rows, metric='time', mode='train'))}. {floor}"
     )
 
 
@@ -171,7 +161,7 @@ def _speedup_answer(rows: Sequence[Row]) -> str:
         return ""
     best = max(found, key=lambda row: row.p50)
     most = f"most at {best.case}, {best.mode}: {best.p50:.1f} times"
-    return f"Right of the line they are; {most}. Bars are quartiles of paired ratios."
+    return f"Right of the line they are; {most}. Bars, of paired ratios: {bands.told(found)}."
 
 
 def _memory_answer(rows: Sequence[Row]) -> str:
@@ -198,7 +188,7 @@ def _table(rows: Sequence[Row]) -> Table:
         cells = [case]
         for mode in MODES:
             ratio = by.get((case, FUSED.name, mode, "speedup"))
-            for name in (NN.name, FUSED.name, "floor"):
+            for name in (NN.name, FUSED.name, floors.FLOOR):
                 row = by.get((case, name, mode, "time"))
                 cells.append(_ms(row.p50) if row else "-")
             cells.append(f"{ratio.p50:.2f} ({ratio.p25:.2f}-{ratio.p75:.2f})" if ratio else "-")

@@ -11,18 +11,19 @@ Equal width is not equal work: the table counts parameters. What this machine ha
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from .. import encoders, panels, plots
+from .. import bands, encoders, floors, panels, plots
 from ..cases import MODES, Case
 from ..encoders import ENCODERS
+from ..gpu.grid import captured
 from ..measure import alternate, gates, kept_bytes, ratios
 from ..providers import FUSED, FUSED_ATEN, NN, Call, Provider, inputs, twin
 from ..record import Row, measured, remark
-from ..ways import WAYS
+from ..ways import GRAPH, WAYS
 from .base import (
     CONFIRMED,
     DEPENDS,
@@ -51,11 +52,6 @@ SHAPES = {
     "full": [(64, 8), (8, 64), (512, 1), (512, 8), (8, 1), (8, 8), (64, 1), (64, 64), (512, 64)],
 }
 """T, B: the first meets all ways to run it; a budget cuts the end."""
-GRAPH = "nn-graph"
-NO_GRAPH = {
-    "cpu": "no GPU here: a CUDA graph needs one",
-    "cuda": "calls in CUDA graphs are measured by `python -m benchmarks gpu`",
-}
 ROUNDS = {"quick": 2, "default": 5, "full": 15}
 GATE_FLOP = 5e8
 
@@ -72,7 +68,6 @@ def run(ctx: Context) -> None:
 
 def _here(ctx: Context, case: Case) -> list[Provider]:
     """All ways that this machine has; the others are recorded with their reasons."""
-    ctx.absent(STUDY, case.name, GRAPH, NO_GRAPH[ctx.device])
     found = []
     for way in WAYS:
         if reason := way.absent(ctx.device, case):
@@ -116,13 +111,26 @@ def _case(ctx: Context, case: Case, ways: Sequence[Provider], seconds: float) ->
         ctx.progress.show(f"{mode} {case.name}")
         left = max(0.0, seconds - (time.perf_counter() - start)) * (share if mode == MODES[0] else 1.0)
         samples = alternate(
-            {name: getattr(call, mode) for name, call in calls.items()},
+            _timed(ctx, case, mode, calls),
             0.8 * left,
             min_rounds=ROUNDS[ctx.effort],
             deadline=time.perf_counter() + left,
             clock=ctx.clock,
         )
         _record(ctx, case, mode, threads, samples)
+        floors.add(STUDY, ctx.recorder, case, mode, threads, ctx.device)
+
+
+def _timed(ctx: Context, case: Case, mode: str, calls: Mapping[str, Call]) -> dict[str, Callable[[], object]]:
+    """What is called in turn: of `GRAPH` the replay, unless its call cannot be captured, which is recorded."""
+    timed: dict[str, Callable[[], object]] = {name: getattr(call, mode) for name, call in calls.items()}
+    if GRAPH.name in timed:
+        try:
+            timed[GRAPH.name] = captured(timed[GRAPH.name])
+        except RuntimeError as error:
+            ctx.recorder.add(remark(STUDY, "failed", str(error), case, provider=GRAPH.name, mode=mode))
+            del timed[GRAPH.name]
+    return timed
 
 
 def _record(ctx: Context, case: Case, mode: str, threads: int, samples: Mapping[str, list[float]]) -> None:
@@ -177,16 +185,30 @@ def section(rows: Sequence[Row]) -> Section:
 def _caption(rows: Sequence[Row]) -> str:
     told = []
     for mode, name in zip(MODES, ("inference", "a training step"), strict=True):
-        found = select(rows, metric="time", mode=mode)
+        found = [row for row in select(rows, metric="time", mode=mode) if row.provider != floors.FLOOR]
         cases = list(dict.fromkeys((row.T, row.B) for row in found))
         first = [min(select(found, T=T, B=B), key=lambda row: row.p50).provider for T, B in cases]
         counts = {name: first.count(name) for name in dict.fromkeys(first)}
         won = ", ".join(f"{name} at {n}" for name, n in sorted(counts.items(), key=lambda item: -item[1]))
         told.append(f"Fastest in {name}, of {len(cases)} shapes: {won}.")
     return (
-        "Who is faster than the fused GRU, and where? Time over the fused layer's, medians of pairs with quartiles; "
-        f"below the grey line is faster. {' '.join(told)}"
+        "Who is faster than the fused GRU, and where? Time over the fused layer's, medians of pairs; bands: "
+        f"{bands.told(select(rows, metric='time_ratio'))}; below the dashed line is faster. {' '.join(told)}"
+        f"{_floor_told(rows)}"
     )
+
+
+def _floor_told(rows: Sequence[Row]) -> str:
+    told = floors.told(rows)
+    return f" {told} Here it is the GRU's, over the fused layer's time, dotted." if told else ""
+
+
+def _floors(rows: Sequence[Row], mode: str, B: int) -> panels.Line:
+    """Of the GRU, over the fused layer's time, by T."""
+    own = select(rows, metric="time", mode=mode, B=B)
+    fused = {row.T: row.p50 for row in select(own, provider=FUSED.name)}
+    points = [(row.T, row.p50 / fused[row.T]) for row in select(own, provider=floors.FLOOR) if row.T in fused]
+    return panels.Line(floors.FLOOR, [(T, y, y, y) for T, y in sorted(points)], panels.colour(floors.FLOOR), ":", "")
 
 
 def _figure(figure: Any, rows: Sequence[Row]) -> None:
@@ -199,10 +221,9 @@ def _figure(figure: Any, rows: Sequence[Row]) -> None:
                 panels.line(name, [(row.T, row) for row in select(own, provider=name)], panels.colour(name, index + 1))
                 for index, name in enumerate(shown)
             ]
-            ends = sorted({row.T for row in own})
-            if ends:
-                even = [(T, 1.0, 1.0, 1.0) for T in (ends[0], ends[-1])]
-                lines.append(panels.Line("fusedrnn", even, plots.COLOURS["floor"], "--", ""))
+            if own:
+                lines.append(panels.level("fusedrnn", (row.T for row in own), 1.0))
+            lines.append(_floors(rows, mode, B))
             title = f"{'inference' if mode == 'infer' else 'training step'}, B {B}"
             found.append(panels.Panel(title, "T", "time / fusedrnn's", lines))
     panels.draw(figure, found)
@@ -213,7 +234,8 @@ def _table(rows: Sequence[Row]) -> Table:
     first = select(rows, metric="time")[0].case
     by = {(row.provider, row.mode, row.metric): row for row in select(rows, case=first)}
     lines = []
-    for name in dict.fromkeys(row.provider for row in select(rows, metric="time", case=first)):
+    names = dict.fromkeys(row.provider for row in select(rows, metric="time", case=first))
+    for name in (name for name in names if name != floors.FLOOR):
         cells = [name, f"{by[name, 'train', 'parameters'].p50:,.0f}"]
         for mode in MODES:
             step, ratio = by.get((name, mode, "time")), by.get((name, mode, "time_ratio"))

@@ -12,7 +12,7 @@ parallel degree is counted: outputs that wait for no other, of a step of the RNN
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,16 +20,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .. import panels, plots
+from .. import bands, busy, floors, panels, plots
 from ..cases import MODES, Case
-from ..measure import alternate, ceilings, compare, gates, ratios
+from ..measure import alternate, compare, gates, ratios
 from ..providers import FUSED, NN, Call, Inputs, Provider, inputs, twin
 from ..record import Row, measured, remark
 from .base import (
     CONFIRMED,
     DEPENDS,
-    MACHINE,
     REFUTED,
+    SPENT,
     UNDECIDED,
     Context,
     Figure,
@@ -97,9 +97,6 @@ def case_of(rows: int, H: int, T: int) -> Case:
 
 def run(ctx: Context) -> None:
     threads = torch.get_num_threads()
-    for _ in ctx.todo(STUDY, {MACHINE: None}):
-        for unit, value in zip(("FLOP/s", "bytes/s"), ceilings(threads, ctx.device), strict=True):
-            ctx.recorder.add(measured(STUDY, "ceiling", unit, [value], MACHINE, threads=threads))
     grid = [case_of(*sizes) for sizes in GRID[ctx.effort]]
     for case, seconds in ctx.todo(STUDY, {case.name: case for case in grid}):
         _case(ctx, case, seconds, threads)
@@ -155,6 +152,20 @@ def _case(ctx: Context, case: Case, seconds: float, threads: int) -> None:
             clock=ctx.clock,
         )
         _record(ctx, case, mode, threads, samples)
+        floors.add(STUDY, ctx.recorder, case, mode, threads, ctx.device)
+    for mode in MODES if ctx.device != "cpu" else ():
+        _busy(ctx, case, mode, threads, calls)
+
+
+def _busy(ctx: Context, case: Case, mode: str, threads: int, calls: Mapping[str, Call]) -> None:
+    """The part of a call's time in which the GPU runs a kernel."""
+    for name, call in calls.items():
+        where: dict[str, Any] = {"provider": name, "mode": mode, "threads": threads}
+        share = busy.share(getattr(call, mode)) if ctx.budget.left > 0 else SPENT
+        if isinstance(share, str):
+            ctx.recorder.add(remark(STUDY, "skipped", f"GPU busy share: {share}", case, **where))
+        else:
+            ctx.recorder.add(measured(STUDY, "busy", "of the time", [share], case, **where))
 
 
 def _record(ctx: Context, case: Case, mode: str, threads: int, samples: dict[str, list[float]]) -> None:
@@ -302,9 +313,10 @@ def _caption(rows: Sequence[Row]) -> str:
         if select(rows, metric="time_ratio", H=H, unit=f"{provider.name}/{CONV}", mode=mode)
     ]
     told = "; ".join(answers) or "no convolution to compare with"
+    notes = f"Bands: {bands.told(select(rows, metric=('time', 'flops')))}. {floors.told(rows)}".rstrip()
     return (
         "Where do a recurrence and a convolution of equal products cross? Left: a call; right: the products a second "
-        f"that it comes to, the grey line this machine's best. Bands are quartiles. {told[0].upper()}{told[1:]}."
+        f"that it comes to, the dashed line this machine's best. {notes} {told[0].upper()}{told[1:]}."
     )
 
 
@@ -317,15 +329,13 @@ def _figure(figure: Any, rows: Sequence[Row]) -> None:
             for metric, label, scale in (("time", "ms", 1.0), ("flops", "GFLOP/s", 1e-9)):
                 lines = []
                 for name in (FUSED.name, NN.name, CONV):
-                    points = [
-                        (row.T, row.p25 * scale, row.p50 * scale, row.p75 * scale)
-                        for row in select(own, metric=metric, provider=name)
-                    ]
-                    lines.append(panels.Line(plots.LABELS[name], sorted(points), panels.colour(name)))
+                    points = [(row.T, row) for row in select(own, metric=metric, provider=name)]
+                    lines.append(panels.line(plots.LABELS[name], points, panels.colour(name), scale=scale))
                 if metric == "flops" and best:
-                    ends = sorted(row.T for row in select(own, metric=metric))
-                    top = [(T, best * scale, best * scale, best * scale) for T in (ends[0], ends[-1])]
-                    lines.append(panels.Line("best product", top, plots.COLOURS["floor"], "--", ""))
+                    lengths = (row.T for row in select(own, metric=metric))
+                    lines.append(panels.level("best product", lengths, best * scale))
+                if floor := [(row.T, row) for row in select(own, metric=metric, provider=floors.FLOOR)]:
+                    lines.append(panels.line(floors.FLOOR, floor, panels.colour(floors.FLOOR), ":", ""))
                 title = f"{'inference' if mode == 'infer' else 'training step'}, H {H}"
                 found.append(panels.Panel(title, "T", label, lines))
     panels.draw(figure, found, columns=2)
@@ -334,8 +344,9 @@ def _figure(figure: Any, rows: Sequence[Row]) -> None:
 def _table(rows: Sequence[Row]) -> Table:
     best = {row.unit: row.p50 for row in select(rows, metric="ceiling")}
     by = {(row.case, row.provider, row.mode, row.metric): row for row in rows}
-    lines = []
-    for case, name, mode in dict.fromkeys((r.case, r.provider, r.mode) for r in select(rows, metric="time")):
+    lines, on_gpu = [], bool(select(rows, metric="busy"))
+    timed = (row for row in select(rows, metric="time") if row.provider != floors.FLOOR)
+    for case, name, mode in dict.fromkeys((row.case, row.provider, row.mode) for row in timed):
         step, flops, traffic = (by[case, name, mode, metric] for metric in ("time", "flops", "traffic"))
         ratio = by.get((case, name, mode, "time_ratio"))
         counts = [by.get((case, name, "infer", metric)) for metric in ("parallel_degree", "operations")]
@@ -343,8 +354,8 @@ def _table(rows: Sequence[Row]) -> Table:
         lines.append(
             [case, plots.LABELS[name], mode, f"{step.p50:.3f}", _spread(ratio) if ratio else "1", *shares]
             + [f"{row.p50:,.0f}" if row else "-" for row in counts]
+            + ([f"{100 * shared.p50:.0f}" if (shared := by.get((case, name, mode, "busy"))) else "-"] if on_gpu else [])
         )
     header = ("case", "layers", "mode", "ms", "of conv's time", "% of best product", "% of best copy")
-    return Table(
-        [*header, "parallel degree", "operations"], lines, "Time, and what it comes to of this machine's best."
-    )
+    last = ("parallel degree", "operations", *["GPU busy, %"] * on_gpu)
+    return Table([*header, *last], lines, "Time, and what it comes to of this machine's best.")

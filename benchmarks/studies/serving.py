@@ -15,17 +15,18 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .. import panels, plots
+from .. import floors, panels, plots
 from ..answers import INT8, INT8_ERROR, QUIET, STREAM, Way, export, export_missing, int8_missing, quantized, ways, wrong
 from ..cases import Case
 from ..measure import no_collector, quartiles, ratios
 from ..providers import FUSED, NN, inputs, twin
-from ..record import Row, measured, remark
+from ..record import Row, measured, remark, spread
 from .base import (
     CONFIRMED,
     DEPENDS,
@@ -130,15 +131,18 @@ def _batch(ctx: Context, B: int, cases: Mapping[str, Case], files: Mapping[str, 
         sizes = {"cell": cases[model].cell, "T": cases[model].T, "B": B, "H": cases[model].H, "D": cases[model].D}
         where = {"provider": provider, "mode": mode, "threads": threads, **sizes}
         for metric, part in PERCENTILES.items():
-            p25, _, p75 = quartiles(blocks[model, provider, mode][metric])
+            ends = spread(blocks[model, provider, mode][metric])
             value = percentile(values, part)
-            ctx.recorder.add(Row(STUDY, f"{model}, batch {B}", metric, "ms", value, p25, p75, count, **where))
+            ctx.recorder.add(Row(STUDY, f"{model}, batch {B}", metric, "ms", value, n=count, **ends, **where))
+    streams = [replace(case, T=1) for case in cases.values() if case.D == 1]  # a stream's call is one step
+    for case in (*cases.values(), *streams):
+        floors.add(STUDY, ctx.recorder, case, "infer", threads)
     for above, below in PAIRS:
         if above in blocks and below in blocks:
             for metric in ("latency_p50", "latency_p99"):
-                p25, p50, p75 = quartiles(ratios(blocks[above][metric], blocks[below][metric]))
-                pair = (f"batch {B}", f"{metric}_ratio", unit_of(above, below))
-                ctx.recorder.add(Row(STUDY, *pair, p50, p25, p75, count, B=B, threads=threads))
+                found = ratios(blocks[above][metric], blocks[below][metric])
+                pair = (f"batch {B}", f"{metric}_ratio", unit_of(above, below), quartiles(found)[1])
+                ctx.recorder.add(Row(STUDY, *pair, n=count, B=B, threads=threads, **spread(found)))
 
 
 def latencies(calls: Mapping[Key, Callable[[], object]], count: int, deadline: float) -> dict[Key, list[float]]:
@@ -282,7 +286,7 @@ def section(rows: Sequence[Row]) -> Section:
         caption = (
             "Who answers soonest, and how late is the slowest in a hundred? Dot: half of the calls, bar to the stroke: "
             f"99 %. Soonest of whole series at batch 1: {plots.LABELS.get(best.provider, best.provider)}, {best.mode}, "
-            f"{best.case.partition(',')[0]}."
+            f"{best.case.partition(',')[0]}.{_floor_told(mine)}"
         )
         blocks += [Figure("serving-latency", plots.drawn(_figure, mine), caption), _table(mine), _stored_table(mine)]
     return Section(
@@ -290,6 +294,21 @@ def section(rows: Sequence[Row]) -> Section:
         "Who answers fastest, and how late is the slowest answer in a hundred?",
         [*blocks, *remarks(rows, STUDY)],
     )
+
+
+def _floor_told(rows: Sequence[Row]) -> str:
+    told = floors.told(rows)
+    return f" {told} It is the grey stroke; int8's is another." if told else ""
+
+
+def _floor(rows: Sequence[Row], answer: Row) -> float | None:
+    """Of what a call answers; none of 8 bits, whose products are others."""
+    if answer.provider == INT8:
+        return None
+    T = 1 if answer.mode == STREAM else answer.T
+    case = {"cell": answer.cell, "D": answer.D, "B": answer.B, "T": T}
+    found = select(rows, metric="time", provider=floors.FLOOR, **case)
+    return found[0].p50 if found else None
 
 
 def _figure(figure: Any, rows: Sequence[Row]) -> None:
@@ -303,6 +322,8 @@ def _figure(figure: Any, rows: Sequence[Row]) -> None:
             axis.plot([row.p50, late.p50], [y, y], color=colour, alpha=0.5)
             axis.plot(row.p50, y, "o", color=colour, markersize=4)
             axis.plot(late.p50, y, "|", color=colour, markersize=8)
+            if floor := _floor(rows, row):
+                axis.plot(floor, y, "|", color=plots.COLOURS[floors.FLOOR], markersize=8)
         axis.set_xscale("log")
         axis.set_title(f"batch {B}")
         axis.set_xlabel("latency, ms")
