@@ -266,7 +266,7 @@ def test_strides_beyond_32_bits() -> None:
 
 @pytest.mark.slow
 def test_more_than_two_to_the_31_outputs() -> None:
-    T, B, H = 1024, 2**15 + 3, 64
+    T, B, H = 2048, 2**16 + 3, 16
     need = 1.5 * 4 * T * B * H
     if os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") < need:
         pytest.skip(f"needs {need / 2**30:.0f} GiB of free memory")
