@@ -46,6 +46,25 @@ def test_bfloat16_is_computed_and_carried_in_float32(cell: CellSpec, save: bool)
     assert all(torch.equal(found, expected) for found, expected in _in_bfloat16(cell, save))
 
 
+@pytest.mark.parametrize("save", [True, False])
+@pytest.mark.parametrize("rates", [(1.0, 0.0, 0.0), (0.3, 0.0, 0.0), (0.0, 0.0, 0.5)])
+def test_noise_in_bfloat16_is_that_of_float32(cell: CellSpec, rates: tuple[float, ...], save: bool) -> None:
+    """With AMX too, whose loop has none: a pass that keeps nothing for backward must not leave it out."""
+    torch.manual_seed(0)
+    G = len(cell.gates)
+    gates_x, h0, w = (torch.randn(size) for size in ((5, 3, 1, G * 20), (1, 3, 20), (1, G * 20, 20)))
+    low = [t.bfloat16() for t in (gates_x, h0, w)]
+    key = torch.tensor([3, 7])
+
+    def scan(x: Tensor, h: Tensor, weight: Tensor) -> list[Tensor]:
+        c = h if len(cell.states) == 2 else None
+        return list(ops.scan(x, h, c, weight, *[None] * 6, key, rates, cell.code, 1, save))
+
+    for found, expected in zip(scan(*low), scan(*(t.float() for t in low)), strict=True):
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found, expected.bfloat16())
+
+
 @needs_amx
 def test_amx_multiplies_bfloat16_in_inference(cell: CellSpec) -> None:
     """Its product reads a rounded h, which shows in some result of each state."""

@@ -36,7 +36,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
   check_type(gates_x.scalar_type());
   const Sizes n = check_scan(gates_x, h0, c0, weight_hh, bias_hh, cell, directions);
   const int64_t T = n.T, B = n.B, S = n.S, H = n.H, G = n.G, Z = n.Z;
-  const ScalarType type = gates_x.scalar_type(), compute = forward_type(type, save);
+  const ScalarType type = gates_x.scalar_type(), compute = forward_type(type, save || noise.any());
   const bool lstm = cell == kLstm;
 
   Tensor y = empty({T, B, S, H}, compute), hn = empty({S, B, H}, compute);

@@ -27,9 +27,9 @@ int run_at_once(int n, const F& body) {
   return team;
 }
 
-// What a forward pass computes in: bfloat16 itself only where nothing is kept for backward.
-inline ScalarType forward_type(ScalarType type, bool save) {
-  return type == ScalarType::BFloat16 && !save && multiplies_bfloat() ? type : compute_type(type);
+// What a forward pass computes in: bfloat16 itself only where nothing is kept for backward and there is no noise.
+inline ScalarType forward_type(ScalarType type, bool save_or_noise) {
+  return type == ScalarType::BFloat16 && !save_or_noise && multiplies_bfloat() ? type : compute_type(type);
 }
 template <class Run>
 void run_in(ScalarType compute, const Run& run) {
