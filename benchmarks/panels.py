@@ -12,6 +12,8 @@ from .record import Row
 
 PALETTE = ("#2b6fdf", "#dd7a1c", "#2a9d6a", "#9a63c9", "#c2385a", "#7a6a2f")
 """For lines that are no provider's."""
+OTHERS = ("#c2385a", "#7a6a2f", "#1391a0", "#8c4a1f", "#d36fb6", "#6aa61c", "#4b3f99", "#57707a")
+"""For providers that have no colour of their own: none of these is another's."""
 
 
 @dataclass(frozen=True)
@@ -102,5 +104,5 @@ def _line(axis: Any, own: Line) -> Any:
 
 
 def colour(provider: str, index: int = 0) -> str:
-    """A provider's colour everywhere, or the palette's."""
-    return COLOURS.get(provider, PALETTE[index % len(PALETTE)])
+    """A provider's colour everywhere, or by its place one that is nobody's."""
+    return COLOURS.get(provider, OTHERS[index % len(OTHERS)])

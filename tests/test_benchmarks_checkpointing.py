@@ -9,7 +9,7 @@ import studies
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import measure
+from benchmarks import measure, panels, plots
 from benchmarks.cases import Case
 from benchmarks.providers import CHECKPOINTED, FUSED_RECOMPUTE, NN, PROVIDERS, Call, Provider, inputs, twin
 from benchmarks.record import Row, read_rows
@@ -112,3 +112,9 @@ def test_a_device_that_is_not_there_is_said(tmp_path, capsys, name, complaint):
     assert command.main(["study", name, "--device", "cuda", "--out", str(tmp_path / "out")]) == 2
     assert complaint in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_no_two_providers_have_one_colour():
+    colours = [panels.colour(provider.name, index) for index, provider in enumerate(checkpointing.PROVIDERS)]
+    assert len(set(colours)) == len(checkpointing.PROVIDERS)
+    assert not {*panels.OTHERS} & {*plots.COLOURS.values()}
