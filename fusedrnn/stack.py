@@ -109,10 +109,7 @@ def recurrent(
     grad = torch.is_grad_enabled() and autograd.any_requires_grad(input, *(hx or ()), *weights)
     cut = bptt if truncates(bptt, steps, grad, traced) else None
     if rates and cut is not None:
-        raise UnsupportedProblem(
-            "bptt goes with neither zoneout nor recurrent_dropout: its segments run side by side, and would be drawn "
-            "others. Call the layer window by window, each from the detached states of the one before"
-        )
+        raise UnsupportedProblem(NO_BPTT)
     problem = Problem(
         spec,
         steps,
@@ -214,6 +211,12 @@ def compute_dtype(spec: CellSpec, x: Tensor, hx: Sequence[Tensor] | None, compos
     carried = (hx[-1] if hx else x).dtype
     wide = x.is_cpu and (spec is GRU or (composite and spec is LSTM)) and carried != torch.float64
     return torch.promote_types(carried, low) if wide else low
+
+
+NO_BPTT = (
+    "bptt goes with neither zoneout nor recurrent_dropout: its segments run side by side, and would be drawn "
+    "others. Call the layer window by window, each from the detached states of the one before"
+)
 
 
 def truncates(bptt: int | None, steps: int, grad: bool, traced: bool) -> bool:
