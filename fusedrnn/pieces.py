@@ -44,7 +44,7 @@ def gradients(
         firsts.append(
             _direction(
                 bool(d),
-                tuple(t if t is None or t.numel() == 0 else t[..., own[0]] for t in (upstream[0], upstream[2], y, cs)),
+                tuple(t if t is None or t.dim() == 1 else t[..., own[0]] for t in (upstream[0], upstream[2], y, cs)),
                 tuple(None if t is None else t[own[1]] for t in (upstream[1], upstream[3], h0, c0)),
                 (x, lengths, reset),
                 weights[own[2]],
@@ -81,7 +81,7 @@ def _direction(
         own = None if lengths is None else (lengths - at).clamp(0, end - at)
         cut = _turned(own, at, end) if reverse else lambda t, at=at, end=end: t if t is None else t[at:end]
         h, c = (
-            first if states.numel() == 0 else _entered(reverse, states, first, at, end, lengths, reset)
+            None if states.dim() == 1 else _entered(reverse, states, first, at, end, lengths, reset)
             for states, first in ((y, h0), (cs, c0))
         )
         zeroed = _resets(reverse, reset, cut)

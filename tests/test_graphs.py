@@ -125,13 +125,7 @@ def test_compile_of_double_backward() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "recompute",
-    [
-        False,
-        pytest.param(True, marks=pytest.mark.xfail(reason="it adds the None that a Function returns to a gradient")),
-    ],
-)
+@pytest.mark.parametrize("recompute", [False, True])
 def test_compiled_autograd(recompute: bool) -> None:
     layer, x = Bare(LSTM, recompute=recompute), torch.randn(T, B, I, requires_grad=True)
     with torch._dynamo.compiled_autograd._enable(torch.compile(fullgraph=True, backend="aot_eager")):
