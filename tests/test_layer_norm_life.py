@@ -119,7 +119,7 @@ def test_backends_refuse_it_by_name() -> None:
     asked = Problem(GRU, 5, 3, 4, 8, layer_norm=True)
     verdicts = {b.name: b.why_not(asked) for b in backends.BACKENDS}
     assert "has no layer_norm" in verdicts["aten"]
-    assert ops.missing is not None or verdicts["cpu"] == "its kernel has no layer_norm"
+    assert ops.missing is not None or verdicts["cpu"] == "its kernels have no layer_norm"
     assert verdicts["reference"] is None
     layer, x = fusedrnn.GRU(I, H, layer_norm=True), torch.zeros(T, B, I)
     found = fusedrnn.explain(layer, x)
