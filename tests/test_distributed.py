@@ -73,6 +73,7 @@ def work(rank: int, kind: str, port: int, folder: str) -> None:
         found = [p.full_tensor() for p in trained(fully_shard(model, mesh=mesh), x[:, :, half], lengths[:, half])]
     if rank == 0:
         torch.save(found, Path(folder) / "found.pt")
+    dist.barrier()  # the first to leave takes the store along: on a loaded machine the other was seen to abort
     dist.destroy_process_group()
 
 
