@@ -1,7 +1,7 @@
 """Gradients of a layer on the CPU that kept its states alone: a piece of time runs again, then backward, then the next.
 
-A piece starts from a state that forward kept, so no piece waits for another to run, and the gates of one are all that
-there are at a time. The reverse direction runs as a forward one over rows that are turned round.
+A piece starts from a state that forward kept, so that the gates of one are all that there are at a time. The reverse
+direction runs as a forward one over rows that are turned round.
 """
 
 from __future__ import annotations

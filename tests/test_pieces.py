@@ -119,3 +119,12 @@ def test_the_gates_of_one_piece_are_all_there_are(cell: str, monkeypatch: pytest
     (whole,), (forward, *each) = totals
     assert forward == 0
     assert each == [whole // in_pieces.PIECES] * in_pieces.PIECES
+
+
+def test_a_stream_is_the_whole_run_bit_for_bit() -> None:
+    layer = fusedrnn.GRU(I, H, recompute=True, dtype=torch.float64, backend="cpu")
+    x, h, stream = torch.randn(T, B, I, dtype=torch.float64), None, []
+    for step in x.split(1):
+        y, h = layer(step, h)
+        stream.append(y)
+    assert torch.equal(torch.cat(stream), layer(x)[0])
