@@ -8,7 +8,7 @@ import pytest
 import torch
 from bare import B, Bare, Count, H, I, T, gradients, initial, label, scan_arguments
 from close import assert_same
-from pairs import needs_kernel
+from pairs import needs_kernel, rand
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, jvp
@@ -96,7 +96,7 @@ def test_gradgradcheck_without_masks_and_states() -> None:
     assert gradgradcheck(layer, (torch.randn(3, 2, 2, dtype=DOUBLE, requires_grad=True),))
 
 
-@pytest.mark.parametrize("spec", [GRU, LSTM], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [GRU, LSTM, RNN_TANH], ids=lambda spec: spec.name)
 def test_third_derivative(spec: CellSpec) -> None:
     layer, found = Bare(spec, 2, 2, backend="cpu").double(), []
     x = torch.randn(3, 1, 2, dtype=DOUBLE, requires_grad=True)
@@ -106,6 +106,29 @@ def test_third_derivative(spec: CellSpec) -> None:
             (g,) = torch.autograd.grad(g.sin().sum(), x, create_graph=True)
         found.append(g)
     assert_same(found[:1], found[1:])
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("spec", [RNN_TANH, RNN_RELU], ids=lambda spec: spec.name)
+def test_second_derivative_of_an_rnn_is_the_kernels(spec: CellSpec, directions: int) -> None:
+    """Against the reference's loop, with respect to all that its adjoint takes; masks, rows of no steps among them."""
+    steps, rows, streams, units = 5, 4, 2 * directions, 3
+    x, y = rand(steps, rows, streams, units), rand(steps, rows, streams, units)
+    edges, w = rand(2, streams, rows, units), rand(streams, units, units)
+    lengths = torch.tensor([0, 2, steps, steps + 1]).expand(streams, -1)
+    real = torch.arange(steps).view(-1, 1, 1, 1) < lengths.mT.unsqueeze(-1)
+    reset = torch.rand(steps, rows, streams) < 0.4
+    reset[0, 2], reset[2, 2] = True, True
+    for masks in ((None, None), (lengths, None), (None, reset), (lengths, reset)):
+        held = y if masks[0] is None else torch.where(real, y, 0.0)
+        leaves = [t.clone().requires_grad_() for t in (x, edges[0], held, w)]
+        found = []
+        for run in (ops.scan_backward, lambda *a: reference.scan_backward(*a[:13], spec, directions)):
+            dy, dhn, held, weight = leaves
+            kept = (dy.new_empty(0), held, edges[1], None, None, weight)
+            out = run(dy, dhn, None, None, None, *kept, *masks, spec.code, directions)[:2]
+            found.append(torch.autograd.grad(out, leaves, [y.sin(), edges[1].cos()], materialize_grads=True))
+        assert_same(*found)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
