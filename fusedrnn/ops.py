@@ -31,6 +31,14 @@ SCHEMAS = (
     " Tensor[] weights, Tensor y, Tensor cs, Tensor kept, Tensor? lengths, Tensor? reset, int cell, bool bias,"
     " int wanted) -> Tensor[]",
     "product(Tensor a, Tensor b, bool tf32) -> Tensor",
+    "norm_scan(Tensor gates_x, Tensor? h0, Tensor? c0, Tensor weight_hh, Tensor? bias_hh, Tensor? lengths, Tensor? reset,"
+    " Tensor gain_hh, Tensor? gain_c, Tensor? shift_c, Tensor? mask_key, float[] rates, int cell, int directions,"
+    " bool save, int route=0)"
+    " -> (Tensor y, Tensor hn, Tensor gates, Tensor cs, Tensor cn, Tensor products)",
+    "norm_scan_backward(Tensor? dy, Tensor? dhn, Tensor? dcs, Tensor? dcn, Tensor gates, Tensor y, Tensor? h0,"
+    " Tensor? cs, Tensor? c0, Tensor weight_hh, Tensor products, Tensor? lengths, Tensor? reset, Tensor gain_hh,"
+    " Tensor? gain_c, Tensor? shift_c, Tensor? mask_key, float[] rates, int cell, int directions, int route=0)"
+    " -> (Tensor dgates_x, Tensor dh0, Tensor dc0, Tensor dq, Tensor dproducts)",
 )
 """What csrc/ops.cpp registers under "fusedrnn", word for word."""
 
@@ -56,6 +64,8 @@ triton_scan_backward = torch.ops.fusedrnn.triton_scan_backward.default
 layer = torch.ops.fusedrnn.layer.default
 layer_backward = torch.ops.fusedrnn.layer_backward.default
 product = torch.ops.fusedrnn.product.default
+norm_scan = torch.ops.fusedrnn.norm_scan.default
+norm_scan_backward = torch.ops.fusedrnn.norm_scan_backward.default
 
 TRITON = 16
 """The bit of `route` for the Triton kernels; the ops of the others refuse it."""

@@ -11,7 +11,7 @@ from torch import _VF, Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from . import autograd, backends, cudnn, modes, philox, reference, truncated
+from . import autograd, backends, cudnn, modes, normed, philox, reference, truncated
 from .errors import UnsupportedProblem
 from .spec import CELLS, GRU, LSTM, CellSpec, Problem, norm_names
 from .spec import rates as noise_rates
@@ -138,9 +138,10 @@ def recurrent(
     chosen = backends.choose(backend, problem)
     if chosen == "aten":
         return _stock(problem, input, hx, weights, training)
-    run: Callable[..., Any] = autograd.layer if chosen == "cpu" else _reference_layer
+    fused: Callable[..., Any] = normed.layer if layer_norm else autograd.layer
+    run: Callable[..., Any] = fused if chosen == "cpu" else _reference_layer
     if backends.has_route(chosen):
-        run = partial(autograd.layer, route=backends.route(chosen, input.dtype))
+        run = partial(fused, route=backends.route(chosen, input.dtype))
     keys = philox.new_keys(num_layers, input.device) if rates and training else None
     norms: Sequence[Tensor] = ()
     if layer_norm:
