@@ -70,9 +70,7 @@ def _layer(
     return (y.flatten(2), hn, cs.flatten(2), cn) if spec is LSTM else (y.flatten(2), hn, None, None)
 
 
-def _gates_x(
-    x: Tensor, w_ih: Tensor, b_ih: Tensor | None, gain_ih: Tensor, spec: CellSpec, route: int
-) -> Tensor:
+def _gates_x(x: Tensor, w_ih: Tensor, b_ih: Tensor | None, gain_ih: Tensor, spec: CellSpec, route: int) -> Tensor:
     """[T,B,D,G*H], of weights [D*G*H,I], biases [D*G*H] and gains [D,G*H]."""
     D = gain_ih.shape[0]
     product = reference.standardised(formula.apart(products.linear(x, w_ih, None, route), D), spec) * gain_ih

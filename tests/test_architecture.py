@@ -27,6 +27,7 @@ LAYERS = (
     {"cells", "packed", "onnx"},
     {"functional", "packed_scan"},
     {"stack"},
+    {"normed"},
     {"autograd", "standin"},
     {"formula", "pieces"},
     {"adjoint", "backends", "triton_ops"},
