@@ -239,8 +239,10 @@ def check_norm(case: Case) -> None:
     code, D, noise = case.cell.code, case.directions, (case.mask_key, case.rates)
     for dtype in FULL:
         args = [None if t is None else t.detach().to(dtype).requires_grad_() for t in given]
-        out = normed.NormScan.apply(*args, lengths, reset, *noise, case.cell, D, 0, *[None] * 4)
-        out = [t for t in out if t.numel()]
+        y, hn, _, cs, cn, _ = normed.NormScan.apply(
+            *args[:5], lengths, reset, *args[5:], *noise, code, D, True, 0, *[None] * 4
+        )
+        out = [y, hn, *((cs, cn) if case.cell is LSTM else ())]
         grads = torch.autograd.grad(out, [t for t in args if t is not None], case.reaching(dtype))
         with torch.no_grad():
             plain = ops.norm_scan(*args[:5], lengths, reset, *args[5:], *noise, code, D, False)
