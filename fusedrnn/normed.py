@@ -166,9 +166,7 @@ def _by_stream(t: Tensor) -> Tensor:
     return t.reshape(-1, *t.shape[2:]).transpose(0, 1)
 
 
-def _by_the_reference(
-    ctx: Any, upstream: Sequence[MaybeTensor], source: Sequence[Any]
-) -> list[MaybeTensor]:
+def _by_the_reference(ctx: Any, upstream: Sequence[MaybeTensor], source: Sequence[Any]) -> list[MaybeTensor]:
     """The same with a graph: the loop by PyTorch's ops, and its derivative."""
     *inputs, lengths, reset, mask_key = ctx.saved_tensors[:10]
     spec, graph = CELLS[ctx.cell], torch.is_grad_enabled()

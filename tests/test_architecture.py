@@ -22,6 +22,7 @@ LAYERS = (
     {"__init__"},
     {"frozen"},
     {"convert", "explanation"},
+    {"conversion"},
     {"modules"},
     {"jagged"},
     {"cells", "packed", "onnx"},

@@ -98,7 +98,7 @@ def test_convert_and_revert() -> None:
     assert model[1] is inner
     assert inner.layer_norm
     assert not model[0].layer_norm
-    with pytest.raises(ValueError, match="a GRU has layer_norm, which torch's layers have not"):
+    with pytest.raises(ValueError, match="revert: GRU '1' has layer_norm, which torch's layers have not"):
         fusedrnn.revert(model)
     assert [type(layer) for layer in model] == [fusedrnn.GRU] * 2
 
