@@ -1,4 +1,4 @@
-"""Layer normalisation on the fused kernels.
+"""On the fused kernels: layer normalisation, and states to which a reset goes back.
 
 The products with W_ih are torch's, over all steps, and so is their normalisation. The time loop is the op `norm_scan`: a
 step is its product with W_hh, the normalisation of it and the cell. Its adjoint, `norm_scan_backward`, ends at the
@@ -58,23 +58,25 @@ def _layer(
     spec: CellSpec,
     directions: int,
     *,
-    norms: Sequence[Tensor],
+    norms: Sequence[Tensor] = (),
+    resets: Sequence[Tensor] = (),
     route: int,
     mask_key: Tensor | None = None,
     rates: Sequence[float] = (),
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     w_ih, w_hh, b_ih, b_hh = formula.stacked(weights, directions)
     each = len(norms) // directions
-    gain_ih, gain_hh, *of_c = (torch.stack(list(norms[k::each])) for k in range(each))
-    gain_c, shift_c = (*of_c, None, None)[:2]
+    gains = [torch.stack(list(norms[k::each])) for k in range(each)]
+    gain_ih, gain_hh, gain_c, shift_c = (*gains, None, None, None, None)[:4]
+    reset_h, reset_c = (*resets, None, None)[:2]
     source = x, w_ih, b_ih, gain_ih
-    loop = _gates_x(*source, spec, route), h0, c0, w_hh, b_hh
-    gains = gain_hh, gain_c, shift_c
-    save = torch.is_grad_enabled() and any_requires_grad(*loop, *gains)
+    loop = _gates_x(*source, spec, route, directions), h0, c0, w_hh, b_hh
+    more = reset_h, reset_c, gain_hh, gain_c, shift_c
+    save = torch.is_grad_enabled() and any_requires_grad(*loop, *more)
     # an exported program should be trainable
     save = save or torch.compiler.is_exporting()
     masks = formula.per_stream(lengths, reset, directions)
-    call = (*loop, *masks, *gains, mask_key, rates, spec.code, directions, save, route)
+    call = (*loop, *masks, *more, mask_key, rates, spec.code, directions, save, route)
     if torch.compiler.is_compiling():
         y, hn, _, cs, cn, _ = ops.norm_scan(*call)
     elif save:
@@ -85,14 +87,18 @@ def _layer(
     return (y.flatten(2), hn, cs.flatten(2), cn) if spec is LSTM else (y.flatten(2), hn, None, None)
 
 
-def _gates_x(x: Tensor, w_ih: Tensor, b_ih: Tensor | None, gain_ih: Tensor, spec: CellSpec, route: int) -> Tensor:
+def _gates_x(
+    x: Tensor, w_ih: Tensor, b_ih: Tensor | None, gain_ih: Tensor | None, spec: CellSpec, route: int, D: int
+) -> Tensor:
     """[T,B,D,G*H], of weights [D*G*H,I], biases [D*G*H] and gains [D,G*H]."""
-    D = gain_ih.shape[0]
+    if gain_ih is None:
+        return formula.apart(products.linear(x, w_ih, b_ih, route), D)
     product = reference.standardised(formula.apart(products.linear(x, w_ih, None, route), D), spec) * gain_ih
     return product if b_ih is None else product + b_ih.view(D, -1)
 
 
-_ARGUMENTS = 16  # of the op
+_ARGUMENTS = 18  # of the op
+_SAVED = 16
 
 
 class NormScan(Function):
@@ -107,9 +113,9 @@ class NormScan(Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: MaybeTensor) -> Any:
-        source = ctx.saved_tensors[14:]
+        source = ctx.saved_tensors[_SAVED:]
         if torch.is_grad_enabled() or traced() or maps_gradients():
-            with without_autocast(ctx.saved_tensors[10]):
+            with without_autocast(ctx.saved_tensors[_SAVED - 1]):
                 grads = _by_the_reference(ctx, upstream, source)
         else:
             with _below_autograd():
@@ -118,10 +124,10 @@ class NormScan(Function):
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...], source: Sequence[MaybeTensor] = ()) -> None:
-    _, h0, c0, w_hh, b_hh, lengths, reset, *gains, mask_key, ctx.rates, ctx.cell, ctx.directions, _, ctx.route = inputs
+    _, h0, c0, w_hh, b_hh, lengths, reset, *more, mask_key, ctx.rates, ctx.cell, ctx.directions, _, ctx.route = inputs
     y, _, gates, cs, _, product = output
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(h0, c0, w_hh, b_hh, *gains, lengths, reset, mask_key, y, gates, cs, product, *source)
+    ctx.save_for_backward(h0, c0, w_hh, b_hh, *more, lengths, reset, mask_key, gates, cs, product, y, *source)
 
 
 def _backward(ctx: Any, *upstream: MaybeTensor) -> tuple[MaybeTensor, ...]:
@@ -129,36 +135,39 @@ def _backward(ctx: Any, *upstream: MaybeTensor) -> tuple[MaybeTensor, ...]:
     dy, dhn, dgates, dcs, dcn, dproducts = upstream
     if dgates is not None or dproducts is not None:
         raise RuntimeError("norm_scan has no derivative of gates and products: they are kept for backward alone")
-    h0, c0, w_hh, _, gain_hh, gain_c, shift_c, lengths, reset, mask_key, y, gates, cs, product = ctx.saved_tensors[:14]
+    h0, c0, w_hh, _, *more, lengths, reset, mask_key, gates, cs, product, y = ctx.saved_tensors[:_SAVED]
+    reset_h, reset_c, *_ = more
     spec, rates, directions, route = CELLS[ctx.cell], ctx.rates, ctx.directions, ctx.route
+    normed = more[2] is not None
     need, H = ctx.needs_input_grad, y.shape[-1]
     of_c = cs if spec is LSTM else None
     with without_autocast(y):
-        dgates_x, dh0, dc0, dq, dproduct = ops.norm_scan_backward(
-            dy, dhn, dcs, dcn, gates, y, h0, of_c, c0, w_hh, product, lengths, reset, gain_hh, gain_c, shift_c,
+        dgates_x, dh0, dc0, dq, dproduct, dreset_h, dreset_c = ops.norm_scan_backward(
+            dy, dhn, dcs, dcn, gates, y, h0, of_c, c0, w_hh, product, lengths, reset, *more,
             mask_key, rates, spec.code, directions, route,
         )  # fmt: skip
+        du = torch.cat([dgates_x[..., : 2 * H], dq], -1) if spec is GRU else dgates_x
         dw = db = dgain = dgain_c = dshift_c = None
         if need[3]:
-            seen = reference.previous(y, h0, lengths, reset, directions)
+            seen = reference.previous(y, h0, lengths, reset, directions, reset_h)
             if rates and rates[2]:
                 mask = philox.dropout_mask(rates[2], mask_key, seen.shape[2], seen.shape[1], y, H)
                 seen = seen * mask.transpose(0, 1)
-            dw = products.matmul(_by_stream(dproduct).mT, _by_stream(seen), route)
-        if need[4] or need[7]:
-            du = torch.cat([dgates_x[..., : 2 * H], dq], -1) if spec is GRU else dgates_x
-            db = du.sum((0, 1)) if need[4] else None
-            dgain = (du * reference.standardised(product, spec)).sum((0, 1)) if need[7] else None
-        if need[8]:
+            dw = products.matmul(_by_stream(dproduct if normed else du).mT, _by_stream(seen), route)
+        db = du.sum((0, 1)) if need[4] else None
+        dgain = (du * reference.standardised(product, spec)).sum((0, 1)) if need[9] else None
+        if need[10]:
             c = cs
             if rates and rates[1]:  # not what zoneout made of it
                 i, f, g, _ = gates.chunk(4, -1)
-                c = f * reference.previous(cs, c0, lengths, reset, directions) + i * g
+                c = f * reference.previous(cs, c0, lengths, reset, directions, reset_c) + i * g
             dgain_c = (dq * F.layer_norm(c, (H,))).sum((0, 1))
-        if need[9]:
+        if need[11]:
             dshift_c = dq.sum((0, 1))
     dh0, dc0 = None if h0 is None else dh0, None if c0 is None else dc0
-    return dgates_x, dh0, dc0, dw, db, None, None, dgain, dgain_c, dshift_c, *[None] * 6
+    # of each row's resets, which all go back to one state
+    dreset_h, dreset_c = (None if t is None else grad.sum(1) for t, grad in ((reset_h, dreset_h), (reset_c, dreset_c)))
+    return dgates_x, dh0, dc0, dw, db, None, None, dreset_h, dreset_c, dgain, dgain_c, dshift_c, *[None] * 6
 
 
 def _by_stream(t: Tensor) -> Tensor:
@@ -168,15 +177,15 @@ def _by_stream(t: Tensor) -> Tensor:
 
 def _by_the_reference(ctx: Any, upstream: Sequence[MaybeTensor], source: Sequence[Any]) -> list[MaybeTensor]:
     """The same with a graph: the loop by PyTorch's ops, and its derivative."""
-    *inputs, lengths, reset, mask_key = ctx.saved_tensors[:10]
-    spec, graph = CELLS[ctx.cell], torch.is_grad_enabled()
+    *inputs, lengths, reset, mask_key = ctx.saved_tensors[:12]
+    spec, D, graph = CELLS[ctx.cell], ctx.directions, torch.is_grad_enabled()
     with torch.enable_grad():
         # views: a gradient with respect to them ends there, even where two inputs are one tensor
-        own = [None if t is None else t.view_as(t) for t in (_gates_x(*source, spec, ctx.route), *inputs)]
-        loop, norms = own[:5], [t for t in own[5:] if t is not None]
-        out = reference.scan(*loop, lengths, reset, spec, ctx.directions, mask_key, ctx.rates, norms)
+        own = [None if t is None else t.view_as(t) for t in (_gates_x(*source, spec, ctx.route, D), *inputs)]
+        loop, resets, norms = own[:5], *([t for t in some if t is not None] for some in (own[5:7], own[7:]))
+        out = reference.scan(*loop, lengths, reset, spec, D, mask_key, ctx.rates, norms, resets)
     ends = [(t, grad) for t, grad in zip(out, upstream[:5], strict=True) if grad is not None]
-    places = (0, 1, 2, 3, 4, 7, 8, 9)  # of `own` among the op's arguments
+    places = (0, 1, 2, 3, 4, 7, 8, 9, 10, 11)  # of `own` among the op's arguments
     wanted = [(i, t) for i, t in zip(places, own, strict=True) if t is not None and ctx.needs_input_grad[i]]
     grads: list[MaybeTensor] = [None] * _ARGUMENTS
     if ends and wanted:

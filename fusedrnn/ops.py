@@ -31,14 +31,15 @@ SCHEMAS = (
     " Tensor[] weights, Tensor y, Tensor cs, Tensor kept, Tensor? lengths, Tensor? reset, int cell, bool bias,"
     " int wanted) -> Tensor[]",
     "product(Tensor a, Tensor b, bool tf32) -> Tensor",
-    "norm_scan(Tensor gates_x, Tensor? h0, Tensor? c0, Tensor weight_hh, Tensor? bias_hh, Tensor? lengths, Tensor? reset,"
-    " Tensor gain_hh, Tensor? gain_c, Tensor? shift_c, Tensor? mask_key, float[] rates, int cell, int directions,"
+    "norm_scan(Tensor gates_x, Tensor? h0, Tensor? c0, Tensor weight_hh, Tensor? bias_hh, Tensor? lengths,"
+    " Tensor? reset, Tensor? reset_h, Tensor? reset_c, Tensor? gain_hh, Tensor? gain_c, Tensor? shift_c, Tensor? mask_key, float[] rates, int cell, int directions,"
     " bool save, int route=0)"
     " -> (Tensor y, Tensor hn, Tensor gates, Tensor cs, Tensor cn, Tensor products)",
     "norm_scan_backward(Tensor? dy, Tensor? dhn, Tensor? dcs, Tensor? dcn, Tensor gates, Tensor y, Tensor? h0,"
-    " Tensor? cs, Tensor? c0, Tensor weight_hh, Tensor products, Tensor? lengths, Tensor? reset, Tensor gain_hh,"
-    " Tensor? gain_c, Tensor? shift_c, Tensor? mask_key, float[] rates, int cell, int directions, int route=0)"
-    " -> (Tensor dgates_x, Tensor dh0, Tensor dc0, Tensor dq, Tensor dproducts)",
+    " Tensor? cs, Tensor? c0, Tensor weight_hh, Tensor products, Tensor? lengths, Tensor? reset, Tensor? reset_h,"
+    " Tensor? reset_c, Tensor? gain_hh, Tensor? gain_c, Tensor? shift_c, Tensor? mask_key, float[] rates, int cell,"
+    " int directions, int route=0)"
+    " -> (Tensor dgates_x, Tensor dh0, Tensor dc0, Tensor dq, Tensor dproducts, Tensor dreset_h, Tensor dreset_c)",
 )
 """What csrc/ops.cpp registers under "fusedrnn", word for word."""
 
@@ -163,7 +164,9 @@ def _norm_scan_fake(
     bias_hh: Tensor | None,
     lengths: Tensor | None,
     reset: Tensor | None,
-    gain_hh: Tensor,
+    reset_h: Tensor | None,
+    reset_c: Tensor | None,
+    gain_hh: Tensor | None,
     gain_c: Tensor | None,
     shift_c: Tensor | None,
     mask_key: Tensor | None,
@@ -175,7 +178,7 @@ def _norm_scan_fake(
 ) -> tuple[Tensor, ...]:
     loop, masks = (gates_x, h0, c0, weight_hh, bias_hh), (lengths, reset, None, None, None, mask_key)
     results = _scan_fake(*loop, *masks, rates, cell, directions, save)
-    return *results, gates_x.new_empty(gates_x.shape if save else (0,))
+    return *results, gates_x.new_empty(gates_x.shape if save and gain_hh is not None else (0,))
 
 
 def _norm_scan_backward_fake(
@@ -192,7 +195,9 @@ def _norm_scan_backward_fake(
     products: Tensor,
     lengths: Tensor | None,
     reset: Tensor | None,
-    gain_hh: Tensor,
+    reset_h: Tensor | None,
+    reset_c: Tensor | None,
+    gain_hh: Tensor | None,
     gain_c: Tensor | None,
     shift_c: Tensor | None,
     mask_key: Tensor | None,
@@ -203,8 +208,10 @@ def _norm_scan_backward_fake(
 ) -> tuple[Tensor, ...]:
     kept, masks = (gates, y, h0, cs, c0, weight_hh), (lengths, reset)
     dgates_x, dh0, dc0, dq = _scan_backward_fake(dy, dhn, None, dcs, dcn, *kept, *masks, cell, directions)
-    dq = y.new_empty(y.shape) if CELLS[cell] == LSTM else dq
-    return dgates_x, dh0, dc0, dq, y.new_empty(dgates_x.shape)
+    normed = gain_hh is not None
+    dq = y.new_empty(y.shape) if CELLS[cell] == LSTM and normed else dq
+    edges = (y.new_empty(dh0.shape if t is not None else (0,)) for t in (reset_h, reset_c))
+    return dgates_x, dh0, dc0, dq, y.new_empty(dgates_x.shape if normed else (0,)), *edges
 
 
 def _layer_fake(

@@ -11,7 +11,7 @@ Rows: with `lengths`, a row takes its steps t < length only (clamped to [0, T]);
 the one after its last step (the initial one if there is none), and a reverse stream starts at t = length - 1. A `reset`
 at t separates step t-1 from step t in both directions: what would be carried over is zero, so that the result is that
 of the segments run one by one. In a forward stream a reset at t = 0 drops the initial state; a reset at a step beyond
-the row's length does nothing.
+the row's length does nothing. With `resets`, what would be carried over is not zero but a state that is given.
 
 Noise: `rates` are the probabilities of zoneout of h, zoneout of c, and recurrent dropout; () for none. Zoneout: a unit
 keeps the state that the step began with and does not become what the cell makes of it; the LSTM's h is that of the c
@@ -117,6 +117,7 @@ def layer(
     mask_key: Tensor | None = None,
     rates: Sequence[float] = (),
     norms: Sequence[Tensor] = (),
+    resets: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """One layer, projections included.
 
@@ -133,6 +134,7 @@ def layer(
         mask_key: int64 [2], what the noise is drawn by; None for zoneout's expectation.
         rates: of zoneout of h, zoneout of c, recurrent dropout; () for none.
         norms: for each direction what `spec.norm_names` names: gains [G*H], those of c [H]; () for no normalisation.
+        resets: the states behind a reset, h [D,P] and, of the LSTM, c [D,H]; () for zeros.
 
     Returns:
         y [T,B,D*P], hn [D,B,P], cs [T,B,D*H] and cn [D,B,H]; the last two None but for the LSTM.
@@ -152,7 +154,8 @@ def layer(
         w_hr = rest[-1] if each % 2 else None
         held_h, held_c, dropout = (None if m is None else m.narrow(m.dim() - 3, d, 1) for m in masks)
         given = (gates_x, h, c, w_hh.unsqueeze(0), b_hh, ends, cuts, held_h, held_c, dropout, w_hr)
-        runs.append(_forward(d == 1, *given, [t.unsqueeze(0) for t in own[1:]], cell=cell))
+        starts = [t[d : d + 1] for t in resets]
+        runs.append(_forward(d == 1, *given, [t.unsqueeze(0) for t in own[1:]], starts, cell=cell))
     y, hn, _, cs, cn = zip(*runs, strict=True)
     edge, sequence = torch.cat(hn), torch.cat(y, -1).squeeze(1)
     return (
@@ -173,6 +176,7 @@ def scan(
     mask_key: Tensor | None = None,
     rates: Sequence[float] = (),
     norms: Sequence[Tensor] = (),
+    resets: Sequence[Tensor] = (),
 ) -> States:
     """The recurrence alone, as the compiled ops define it.
 
@@ -190,22 +194,31 @@ def scan(
         rates: see above.
         norms: gains of the products with W_hh [S,G*H] and, of the LSTM, gain and, if there is one, shift of c [S,H]; ()
             for no normalisation.
+        resets: the states behind a reset, h and, of the LSTM, c [S,H]; () for zeros.
 
     Returns:
         y [T,B,S,H], hn [S,B,H], gates [T,B,S,Z*H] ([0] for an RNN), cs [T,B,S,H] and cn [S,B,H] ([0] but for the LSTM).
     """
     noise = _noise(rates, mask_key, gates_x, weight_hh)
-    sequences = (_swap(gates_x), h0, c0, weight_hh, bias_hh, lengths, _swap(reset), *noise, *norms)
-    dims = (1, 0, 0, 0, 0, 0, 1, 1, 1, 0, *[0] * len(norms))
+    sequences = (_swap(gates_x), h0, c0, weight_hh, bias_hh, lengths, _swap(reset), *noise, *norms, *resets)
+    dims = (1, 0, 0, 0, 0, 0, 1, 1, 1, 0, *[0] * (len(norms) + len(resets)))
+    end = 10 + len(norms)
 
     def run(reverse: bool, *args: Any) -> States:
-        return _forward(reverse, *args[:10], None, args[10:], cell=cell)
+        return _forward(reverse, *args[:10], None, args[10:end], args[end:], cell=cell)
 
     y, hn, gates, cs, cn = _each_direction(run, directions, sequences, dims, (1, 0, 1, 1, 0))
     return _swap(y), hn, _swap(gates), _swap(cs), cn
 
 
-def previous(y: Tensor, h0: Tensor | None, lengths: Tensor | None, reset: Tensor | None, directions: int) -> Tensor:
+def previous(
+    y: Tensor,
+    h0: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    directions: int,
+    start: Tensor | None = None,
+) -> Tensor:
     """The state that each step started from, [T,B,S,H]; of a step beyond its row's length, something finite.
 
     Args:
@@ -214,9 +227,10 @@ def previous(y: Tensor, h0: Tensor | None, lengths: Tensor | None, reset: Tensor
         lengths: [S,B] integers.
         reset: [T,B,S] bool.
         directions: 1 or 2.
+        start: the state behind a reset [S,H], zeros if None.
     """
-    sequences = (_swap(y), h0, lengths, _swap(reset))
-    return _swap(_each_direction(_previous, directions, sequences, (1, 0, 0, 1), (1,))[0])
+    sequences = (_swap(y), h0, lengths, _swap(reset), start)
+    return _swap(_each_direction(_previous, directions, sequences, (1, 0, 0, 1, 0), (1,))[0])
 
 
 def scan_backward(
@@ -305,10 +319,12 @@ def _forward(
     dropout: Tensor | None,
     w_hr: Tensor | None = None,
     norms: Sequence[Tensor] = (),
+    resets: Sequence[Tensor] = (),
     *,
     cell: CellSpec,
 ) -> States:
     """`scan` for streams of one direction, sequences [T,S,B,...]."""
+    start_h, start_c = [t.unsqueeze(1) for t in (*resets, *resets)][:2] or (0.0, 0.0)
     steps, streams, rows, _ = gates_x.shape
     h = gates_x.new_zeros(streams, rows, w_hh.shape[-1]) if h is None else h
     if cell == LSTM:
@@ -316,7 +332,7 @@ def _forward(
     ys, kept, cs = {}, {}, {}
     for t in _walk(steps, reverse):
         live, cut = _rows(t, reverse, steps, lengths, reset)
-        h, c = _zero(cut, h), None if c is None else _zero(cut, c)
+        h, c = _zero(cut, h, start_h), None if c is None else _zero(cut, c, start_c)
         seen = h if dropout is None else h * dropout
         gates_h = seen @ w_hh.mT
         gates_h = standardised(gates_h, cell) * norms[0].unsqueeze(1) if norms else gates_h
@@ -334,12 +350,14 @@ def _forward(
     return (_in_time(ys), h, gates, _in_time(cs), c) if c is not None else (_in_time(ys), h, gates, none, none)
 
 
-def _previous(reverse: bool, y: Tensor, h0: Tensor | None, lengths: Tensor | None, reset: Tensor | None) -> States:
+def _previous(
+    reverse: bool, y: Tensor, h0: Tensor | None, lengths: Tensor | None, reset: Tensor | None, start: Tensor | None
+) -> States:
     first = y.new_zeros(1, *y.shape[1:]) if h0 is None else h0.unsqueeze(0)
     shifted = torch.cat([y[1:], first]) if reverse else torch.cat([first, y[:-1]])
     if reset is not None:
         cut = torch.cat([reset[1:], torch.zeros_like(reset[:1])]) if reverse else reset
-        shifted = _zero(cut.unsqueeze(-1), shifted)
+        shifted = _zero(cut.unsqueeze(-1), shifted, 0.0 if start is None else start.unsqueeze(1))
     if reverse and lengths is not None:
         steps = torch.arange(1, y.shape[0] + 1, device=y.device).view(-1, 1, 1)
         shifted = torch.where((steps == lengths).unsqueeze(-1), first, shifted)
@@ -455,8 +473,8 @@ def _only(where: Tensor | None, value: Tensor, otherwise: Tensor | float = 0.0) 
     return value if where is None else torch.where(where, value, otherwise)
 
 
-def _zero(where: Tensor | None, value: Tensor) -> Tensor:
-    return value if where is None else torch.where(where, 0.0, value)
+def _zero(where: Tensor | None, value: Tensor, start: Tensor | float = 0.0) -> Tensor:
+    return value if where is None else torch.where(where, start, value)
 
 
 def _in_time(steps: dict[int, Tensor]) -> Tensor:

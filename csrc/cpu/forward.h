@@ -4,7 +4,7 @@
 //   pointwise half follows at once. Threads split streams, then rows (no synchronisation at all), or hidden units.
 // Memory: weights are packed once a call, K-major, gates of a unit side by side, or, for few rows, read in place. The
 //   ring holds the pre-activations of a chunk: rows that are real, without gaps, so a row past its length costs
-//   nothing. A row that is reset reads its state from a row of zeros.
+//   nothing. A row that is reset reads its state from a row of zeros, or of what it goes back to.
 // Synchronisation: one spin barrier a step between threads that share hidden units; none otherwise.
 // Requires: nothing of H, B, I, T; the last vector of units is masked where it is stored outside the scratch memory.
 #pragma once
@@ -64,6 +64,12 @@ struct Forward {
   T* cell(int64_t s) const { return f.scratch + at.c + s * l.B * l.ldh; }
   T* mask(int64_t s) const { return f.scratch + at.mask + s * l.B * l.ldh; }
   T* seen(int64_t s, int64_t step) const { return f.scratch + at.seen + (2 * s + (step & 1)) * l.B * l.ldh; }
+  // What a row that is reset begins with: h, c, and what W_hh sees of h.
+  T* start_h(int64_t s) const { return l.starts ? f.scratch + at.start_h + s * l.ldh : zeros; }
+  T* start_c(int64_t s) const { return l.starts ? f.scratch + at.start_c + s * l.ldh : zeros; }
+  T* start_seen(int64_t s, int64_t b) const {
+    return l.starts ? f.scratch + at.start_seen + (s * l.B + b) * l.ldh : zeros;
+  }
   int block_cols(int64_t panel) const { return G == 4 ? plan.lstm_cols : G * l.panels.width(panel); }
   T* ring(int64_t panel) const {
     return mine + at.ring + (l.panels.first(panel) - v0) * X * W * plan.chunk * me.rows_max;
@@ -129,6 +135,11 @@ struct Forward {
   }
 
   void load_states(int64_t s) const {
+    if (l.starts)
+      for (int64_t v = v0; v < v1; v++) {  // the same from every thread
+        V::load(f.reset_h + s * l.H + v * W, l.H - v * W).store(start_h(s) + v * W);
+        if (C::kHasC) V::load(f.reset_c + s * l.H + v * W, l.H - v * W).store(start_c(s) + v * W);
+      }
     for (int64_t b = me.B0; b < me.B1; b++)
       for (int64_t v = v0; v < v1; v++) {
         const int64_t from = (s * l.B + b) * l.H + v * W, to = b * l.ldh + v * W, n = l.H - v * W;
@@ -141,6 +152,7 @@ struct Forward {
           factor.store(mask(s) + to);
           (h * factor).store(seen(s, 0) + to);
           if (f.rows.lengths) (h * factor).store(seen(s, 1) + to);
+          if (l.starts) (V::load(start_h(s) + v * W) * factor).store(start_seen(s, b) + v * W);
         }
       }
   }
@@ -234,9 +246,9 @@ struct Forward {
     for (int64_t i = 0; i < rows; i++) {
       const int64_t b = batch[row0 + i];
       const bool anew = l.cut(f.rows, t, b, s);
-      h_rows[i] = anew ? zeros : state(s, step) + b * l.ldh;
-      if (C::kHasC) c_rows[i] = anew ? zeros : cell(s) + b * l.ldh;
-      if (l.dropout) seen_rows[i] = anew ? zeros : seen(s, step) + b * l.ldh;
+      h_rows[i] = anew ? start_h(s) : state(s, step) + b * l.ldh;
+      if (C::kHasC) c_rows[i] = anew ? start_c(s) : cell(s) + b * l.ldh;
+      if (l.dropout) seen_rows[i] = anew ? start_seen(s, b) : seen(s, step) + b * l.ldh;
     }
     if (l.normed) return take_normed_step(s, step, t, row0, rows);
     for (int64_t q = p0; q < p1; q++) {

@@ -18,7 +18,7 @@ struct Carver {
 
 template <class T, class C>
 struct ForwardScratch {
-  int64_t weights, h, c, mask, seen, zeros, threads, per_thread, total;
+  int64_t weights, h, c, mask, seen, zeros, start_h, start_c, start_seen, threads, per_thread, total;
   int64_t ring, inputs, batch, first, h_rows, c_rows, seen_rows, products, own_c;  // inside a thread's part
   ForwardScratch(const Layout<T, C>& l, const Plan& p) {
     const int64_t rows = ceil_div(l.B, p.batches), chunk_rows = p.chunk * rows, word = sizeof(T);
@@ -44,6 +44,9 @@ struct ForwardScratch {
     mask = all.elements(l.dropout ? l.S * l.B * l.ldh : 0);
     seen = all.elements(l.dropout ? 2 * l.S * l.B * l.ldh : 0);
     zeros = all.elements(l.ldh);
+    start_h = all.elements(l.starts ? l.S * l.ldh : 0);
+    start_c = all.elements(l.starts && C::kHasC ? l.S * l.ldh : 0);
+    start_seen = all.elements(l.starts && l.dropout ? l.S * l.B * l.ldh : 0);
     threads = all.elements(p.threads() * per_thread);
     total = all.at + kLine;
   }
