@@ -1,7 +1,7 @@
 """On the fused kernels: layer normalisation, and states to which a reset goes back.
 
-The products with W_ih are torch's, over all steps, and so is their normalisation. The time loop is the op `norm_scan`: a
-step is its product with W_hh, the normalisation of it and the cell. Its adjoint, `norm_scan_backward`, ends at the
+The products with W_ih are torch's, over all steps, and so is their normalisation. The time loop is the op `norm_scan`:
+a step is its product with W_hh, the normalisation of it and the cell. Its adjoint, `norm_scan_backward`, ends at the
 gradients of the pre-activations and of the product; those of weights, biases, gains and shifts are taken here, over all
 steps at once. A second derivative is one of the reference's loop, and so are forward mode and torch.func.
 """

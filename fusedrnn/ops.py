@@ -32,7 +32,8 @@ SCHEMAS = (
     " int wanted) -> Tensor[]",
     "product(Tensor a, Tensor b, bool tf32) -> Tensor",
     "norm_scan(Tensor gates_x, Tensor? h0, Tensor? c0, Tensor weight_hh, Tensor? bias_hh, Tensor? lengths,"
-    " Tensor? reset, Tensor? reset_h, Tensor? reset_c, Tensor? gain_hh, Tensor? gain_c, Tensor? shift_c, Tensor? mask_key, float[] rates, int cell, int directions,"
+    " Tensor? reset, Tensor? reset_h, Tensor? reset_c, Tensor? gain_hh, Tensor? gain_c, Tensor? shift_c,"
+    " Tensor? mask_key, float[] rates, int cell, int directions,"
     " bool save, int route=0)"
     " -> (Tensor y, Tensor hn, Tensor gates, Tensor cs, Tensor cn, Tensor products)",
     "norm_scan_backward(Tensor? dy, Tensor? dhn, Tensor? dcs, Tensor? dcn, Tensor gates, Tensor y, Tensor? h0,"

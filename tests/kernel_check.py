@@ -11,6 +11,7 @@ import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from close import assert_no_worse
@@ -46,10 +47,18 @@ SHARED = ((3, 5, 4, 50), (2, 3, 16, 96), (5, 64, 3, 70), (4, 35, 40, 47))
 
 
 NORMED = ((9, 6, 5, 20), (2, 40, 5, 150), (2, 3, 16, 96), (1, 4, 5, 50), (5, 64, 3, 70))
-"""Of these the sizes that layer normalisation is tried at."""
+"""Of these the sizes that layer normalisation, and states that resets go back to, are tried at."""
 
 NAMES = ("y", "hn", "cs", "cn")
 """What a layer returns."""
+
+
+class More(NamedTuple):
+    """What norm_scan takes, its masks, and by the reference in each type its results and every gradient."""
+
+    given: list[Tensor | None]
+    masks: tuple[Tensor | None, Tensor | None]
+    results: dict[torch.dtype, list[Tensor]]
 
 
 @dataclass
@@ -104,28 +113,36 @@ class Case:
         return (gates_x, h0, c0, w_hh, b_hh), (lengths, reset), (*upstream, *kept), (*want, *expected)
 
     @functools.cached_property
-    def norm_truth(self) -> tuple[list[Tensor | None], tuple[Tensor | None, ...], dict[torch.dtype, list[Tensor]]]:
-        """What norm_scan takes, its masks, and by the reference in each type the results and every gradient."""
+    def norm_truth(self) -> More:
+        """Of layer normalisation and, where there are resets, states of their own that they go back to."""
+        return self._more(True, self.reset is not None)
+
+    @functools.cached_property
+    def start_truth(self) -> More:
+        """Of such states alone."""
+        return self._more(False, True)
+
+    def _more(self, normed: bool, starts: bool) -> More:
         inputs, masks, _, _ = self.scan_truth
         spec, D, (_, H) = self.cell, self.directions, self.weights[1].shape
         generator = torch.Generator().manual_seed(7)
 
-        def near_one(n: int) -> Tensor:
-            return 1 + torch.randn(D, n, generator=generator, dtype=torch.float64) / 4
+        def normal(n: int, wanted: bool, mean: float = 0.0) -> Tensor | None:
+            drawn = torch.randn(D, n, generator=generator, dtype=torch.float64)
+            return mean + drawn / 4 if wanted else None
 
         lstm = spec is LSTM
-        gains = [near_one(len(spec.gates) * H), near_one(H) if lstm else None, near_one(H) - 1 if lstm else None]
-        given = [*inputs, *gains]
-        results = {}
+        resets = [normal(H, starts), normal(H, starts and lstm)]
+        gains = [normal(len(spec.gates) * H, normed, 1.0), *(normal(H, normed and lstm, mean) for mean in (1.0, 0.0))]
+        given, results = [*inputs, *resets, *gains], {}
         for dtype in FULL:
             leaves = [None if t is None else t.detach().to(dtype).requires_grad_() for t in given]
-            norms = [t for t in leaves[5:] if t is not None]
-            noise = (self.mask_key, self.rates)
-            y, hn, _, cs, cn = reference.scan(*leaves[:5], *masks, spec, D, *noise, norms)
+            extra = ([t for t in some if t is not None] for some in (leaves[7:], leaves[5:7]))
+            y, hn, _, cs, cn = reference.scan(*leaves[:5], *masks, spec, D, self.mask_key, self.rates, *extra)
             out = [y, hn, *((cs, cn) if lstm else ())]
             wanted = [t for t in leaves if t is not None]
             results[dtype] = [t.detach() for t in (*out, *torch.autograd.grad(out, wanted, self.reaching(dtype)))]
-        return given, masks, results
+        return More(given, masks, results)
 
     def reaching(self, dtype: torch.dtype) -> list[Tensor]:
         """The gradients of the loop's y and hn, and of the LSTM's cs and cn."""
@@ -234,25 +251,36 @@ def check_scan(case: Case) -> None:
 
 
 def check_norm(case: Case) -> None:
+    """The loop with layer normalisation."""
+    _check_more(case, case.norm_truth)
+
+
+def check_start(case: Case) -> None:
+    """The loop with states that resets go back to."""
+    _check_more(case, case.start_truth)
+
+
+def _check_more(case: Case, truth: More) -> None:
     """`norm_scan`, and every gradient that `norm_scan_backward` leads to; and inference gives the bits of training."""
-    given, (lengths, reset), results = case.norm_truth
-    code, D, noise = case.cell.code, case.directions, (case.mask_key, case.rates)
+    masks, code, D, noise = truth.masks, case.cell.code, case.directions, (case.mask_key, case.rates)
     for dtype in FULL:
-        args = [None if t is None else t.detach().to(dtype).requires_grad_() for t in given]
-        y, hn, _, cs, cn, _ = normed.NormScan.apply(
-            *args[:5], lengths, reset, *args[5:], *noise, code, D, True, 0, *[None] * 4
-        )
+        args = [None if t is None else t.detach().to(dtype).requires_grad_() for t in truth.given]
+        call = (*args[:5], *masks, *args[5:], *noise, code, D)
+        y, hn, _, cs, cn, _ = normed.NormScan.apply(*call, True, 0, *[None] * 4)
         out = [y, hn, *((cs, cn) if case.cell is LSTM else ())]
         grads = torch.autograd.grad(out, [t for t in args if t is not None], case.reaching(dtype))
         with torch.no_grad():
-            plain = ops.norm_scan(*args[:5], lengths, reset, *args[5:], *noise, code, D, False)
+            plain = ops.norm_scan(*call, False)
         inferred = [plain[0], plain[1], *(plain[3:5] if case.cell is LSTM else ())]
         assert all(torch.equal(a, b) for a, b in zip(out, inferred, strict=True)), "inference and training differ"
         found = [*out, *grads]
         if dtype == torch.float64:
-            _compare(found, results[dtype], dtype, 1e-11)
+            _compare(found, truth.results[dtype], dtype, 1e-11)
         else:
-            named = [{str(i): t for i, t in enumerate(ts)} for ts in (found, results[torch.float64], results[dtype])]
+            named = [
+                {str(i): t for i, t in enumerate(ts)}
+                for ts in (found, truth.results[torch.float64], truth.results[dtype])
+            ]
             assert_no_worse(*named)
 
 
@@ -302,8 +330,9 @@ def prepare(sizes: tuple[tuple[int, int, int, int], ...]) -> None:
         for truth in (plain.layer_truth, plain.scan_truth, noise.scan_truth, plain.bfloat_truth):
             assert truth
         if plain.size in NORMED:
-            assert plain.norm_truth
-            assert noise.norm_truth
+            for case in (plain, noise):
+                assert case.norm_truth
+                assert case.reset is None or case.start_truth
 
 
 def check_all(sizes: tuple[tuple[int, int, int, int], ...]) -> int:
@@ -317,6 +346,7 @@ def check_all(sizes: tuple[tuple[int, int, int, int], ...]) -> int:
         checks = [(check_layer, plain), (check_scan, plain), (check_scan, noise), (check_bfloat, plain)]
         if plain.size in NORMED:
             checks += [(check_norm, plain), (check_norm, noise)]
+            checks += [(check_start, plain), (check_start, noise)] if plain.reset is not None else []
         for check, case in checks:
             try:
                 check(case)

@@ -126,7 +126,7 @@ def test_backends_refuse_it_by_name() -> None:
     assert str(found).splitlines()[0].endswith("grad layer_norm")
     layer.backend = "aten"
     for given in (x, pack_padded_sequence(x, torch.tensor([T, 2, 1]))):
-        with pytest.raises(UnsupportedProblem, match="backend 'aten' cannot take this call: .* no layer_norm"):
+        with pytest.raises(UnsupportedProblem, match=r"backend 'aten' cannot take this call: .* no layer_norm"):
             layer(given)
 
 

@@ -61,6 +61,11 @@ MUTATIONS = (
     Mutation("backward: a team's barrier is that of all", BACKWARD, "f.epochs + 1", "1", "0"),
     Mutation("one state buffer instead of two", FORWARD, "at.h + (2 * s + (step & 1))", "(step & 1)", "0"),
     Mutation("forward: zeros are not written", FORWARD, "zeros[j] = 0"),
+    Mutation("a state to go back to is another stream's", FORWARD, "f.reset_h + s * l.H", "s * l.H", "0"),
+    Mutation("c goes back to zeros", FORWARD, "anew ? start_c(s)", "start_c(s)", "zeros"),
+    Mutation(
+        "W_hh sees all of a state gone back to", FORWARD, "V::load(start_h(s) + v * W) * factor", "factor", "V(T(1))"
+    ),
     Mutation("forward: a reset does not cut h", FORWARD, "h_rows[i] = anew", "anew", "false"),
     Mutation("forward: a reset does not cut c", FORWARD, "c_rows[i] = anew", "anew", "false"),
     Mutation("a late row's state is in one buffer only", FORWARD, "h.store(state(s, 1) + to)"),
@@ -85,6 +90,17 @@ MUTATIONS = (
     Mutation(
         "backward: a reset does not cut the direct half of dh", BACKWARD, "(cut ? V(T(0)) : rest)", "cut", "false"
     ),
+    Mutation("backward: h starts from zeros at a reset", BACKWARD, "(l.starts ? f.reset_h", "l.starts", "false"),
+    Mutation("backward: c starts from zeros at a reset", BACKWARD, "(l.starts ? f.reset_c", "l.starts", "false"),
+    Mutation("what a state gone back to gets is not cleared", BACKWARD, "V(T(0)).store(f.dreset_h + from, n)"),
+    Mutation(
+        "a row hands back its last reset alone",
+        BACKWARD,
+        "(V::load(sum + v * W, n) + V::load(from))",
+        "V::load(sum + v * W, n)",
+        "V(T(0))",
+    ),
+    Mutation("what went back at a reset goes on", BACKWARD, "V(T(0)).store(from)"),
     Mutation("backward: a reset does not cut dc", BACKWARD, "(cut ? V(T(0)) : dcell)", "cut", "false"),
     Mutation(
         "backward: a reset does not cut W_hh's half of dh",
