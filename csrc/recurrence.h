@@ -17,7 +17,7 @@ struct Problem {
   int64_t I;             // width of x where the kernel projects it itself, 0 where the projection is given
   bool dropout = false;  // whether W_hh sees less than the state (Noise)
   bool normed = false;   // whether products are normalised (Norms)
-  bool starts = false;   // whether a reset goes back to a state of its own, not to zeros
+  bool goes_back = false;  // whether a reset goes back to a state of its own, not to zeros
 };
 
 // Which steps of which rows are real, and where a row starts anew. Either pointer may be null.

@@ -50,7 +50,10 @@ class Conversion(tuple[Converted, ...]):
 
 def class_name(cls: type) -> str:
     """Of torch's own and ours by the package they are imported from, of others in full."""
-    package = next((p for p in ("torch.nn", "fusedrnn") if cls.__module__.startswith(f"{p}.modules")), cls.__module__)
+    package = next(
+        (p for p in ("torch.nn", "fusedrnn") if cls.__module__.startswith((f"{p}.modules", f"{p}.cells"))),
+        cls.__module__,
+    )
     return f"{package}.{cls.__qualname__}"
 
 

@@ -113,14 +113,14 @@ class NormScan(Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: MaybeTensor) -> Any:
-        source = ctx.saved_tensors[_SAVED:]
+        saved = ctx.saved_tensors  # once: checkpoint makes them at every look
         if torch.is_grad_enabled() or traced() or maps_gradients():
-            with without_autocast(ctx.saved_tensors[_SAVED - 1]):
-                grads = _by_the_reference(ctx, upstream, source)
+            with without_autocast(saved[_SAVED - 1]):
+                grads = _by_the_reference(ctx, saved, upstream)
         else:
             with _below_autograd():
-                grads = _backward(ctx, *upstream)
-        return *grads, *[None] * len(source)
+                grads = _by_the_adjoint(ctx, saved, upstream)
+        return *grads, *[None] * (len(saved) - _SAVED)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...], source: Sequence[MaybeTensor] = ()) -> None:
@@ -130,12 +130,16 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...], source
     ctx.save_for_backward(h0, c0, w_hh, b_hh, *more, lengths, reset, mask_key, gates, cs, product, y, *source)
 
 
-def _backward(ctx: Any, *upstream: MaybeTensor) -> tuple[MaybeTensor, ...]:
+def _backward(ctx: Any, *upstream: MaybeTensor) -> Sequence[MaybeTensor]:
+    return _by_the_adjoint(ctx, ctx.saved_tensors, upstream)
+
+
+def _by_the_adjoint(ctx: Any, saved: Sequence[Any], upstream: Sequence[MaybeTensor]) -> Sequence[MaybeTensor]:
     """The gradients of the op's arguments, by its adjoint and products over all steps."""
     dy, dhn, dgates, dcs, dcn, dproducts = upstream
     if dgates is not None or dproducts is not None:
         raise RuntimeError("norm_scan has no derivative of gates and products: they are kept for backward alone")
-    h0, c0, w_hh, _, *more, lengths, reset, mask_key, gates, cs, product, y = ctx.saved_tensors[:_SAVED]
+    h0, c0, w_hh, _, *more, lengths, reset, mask_key, gates, cs, product, y = saved[:_SAVED]
     reset_h, reset_c, *_ = more
     spec, rates, directions, route = CELLS[ctx.cell], ctx.rates, ctx.directions, ctx.route
     normed = more[2] is not None
@@ -175,9 +179,10 @@ def _by_stream(t: Tensor) -> Tensor:
     return t.reshape(-1, *t.shape[2:]).transpose(0, 1)
 
 
-def _by_the_reference(ctx: Any, upstream: Sequence[MaybeTensor], source: Sequence[Any]) -> list[MaybeTensor]:
+def _by_the_reference(ctx: Any, saved: Sequence[Any], upstream: Sequence[MaybeTensor]) -> list[MaybeTensor]:
     """The same with a graph: the loop by PyTorch's ops, and its derivative."""
-    *inputs, lengths, reset, mask_key = ctx.saved_tensors[:12]
+    *inputs, lengths, reset, mask_key = saved[:12]
+    source = saved[_SAVED:]
     spec, D, graph = CELLS[ctx.cell], ctx.directions, torch.is_grad_enabled()
     with torch.enable_grad():
         # views: a gradient with respect to them ends there, even where two inputs are one tensor

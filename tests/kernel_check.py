@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from close import assert_no_worse
+from close import error
 from torch import Tensor
 
 from fusedrnn import normed, ops, reference
@@ -274,14 +274,12 @@ def _check_more(case: Case, truth: More) -> None:
         inferred = [plain[0], plain[1], *(plain[3:5] if case.cell is LSTM else ())]
         assert all(torch.equal(a, b) for a, b in zip(out, inferred, strict=True)), "inference and training differ"
         found = [*out, *grads]
+        exact = truth.results[torch.float64]
         if dtype == torch.float64:
-            _compare(found, truth.results[dtype], dtype, 1e-11)
-        else:
-            named = [
-                {str(i): t for i, t in enumerate(ts)}
-                for ts in (found, truth.results[torch.float64], truth.results[dtype])
-            ]
-            assert_no_worse(*named)
+            _compare(found, exact, dtype, 2e-12)
+        else:  # some tensors are badly conditioned, with a variance near 0; which ones torch is lucky with is chance
+            torchs = max(error(near, t).l2 for near, t in zip(truth.results[dtype], exact, strict=True))
+            _compare(found, exact, dtype, 2 * torchs + 4 * torch.finfo(dtype).eps)
 
 
 def check_bfloat(case: Case) -> None:
@@ -307,8 +305,8 @@ def _compare(found: list[Tensor], want: list[Tensor], dtype: torch.dtype, bound:
     for i, (a, b) in enumerate(zip(found, (t.detach() for t in want), strict=True)):
         assert a.shape == b.shape, f"#{i}: {tuple(a.shape)}, expected {tuple(b.shape)}"
         assert a.dtype == dtype
-        error, allowed = float((a.double() - b).norm()) / (float(b.norm()) or 1.0), bound or BOUND[dtype]
-        assert error <= allowed, f"#{i}: relative error {error:.1e}, allowed {allowed:.0e}"  # NaN fails too
+        off, allowed = float((a.detach().double() - b).norm()) / (float(b.norm()) or 1.0), bound or BOUND[dtype]
+        assert off <= allowed, f"#{i}: relative error {off:.1e}, allowed {allowed:.0e}"  # NaN fails too
 
 
 @functools.lru_cache(maxsize=8)

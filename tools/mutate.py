@@ -90,8 +90,8 @@ MUTATIONS = (
     Mutation(
         "backward: a reset does not cut the direct half of dh", BACKWARD, "(cut ? V(T(0)) : rest)", "cut", "false"
     ),
-    Mutation("backward: h starts from zeros at a reset", BACKWARD, "(l.starts ? f.reset_h", "l.starts", "false"),
-    Mutation("backward: c starts from zeros at a reset", BACKWARD, "(l.starts ? f.reset_c", "l.starts", "false"),
+    Mutation("backward: h starts from zeros at a reset", BACKWARD, "(l.goes_back ? f.reset_h", "l.goes_back", "false"),
+    Mutation("backward: c starts from zeros at a reset", BACKWARD, "(l.goes_back ? f.reset_c", "l.goes_back", "false"),
     Mutation("what a state gone back to gets is not cleared", BACKWARD, "V(T(0)).store(f.dreset_h + from, n)"),
     Mutation(
         "a row hands back its last reset alone",

@@ -159,8 +159,8 @@ struct Backward {
         (f.dhn ? V::load(f.dhn + from, n) : V(T(0))).store(dh(s, b) + v * W);
         if (C::kHasC) (f.dcn ? V::load(f.dcn + from, n) : V(T(0))).store(dc(s, b) + v * W);
         if (l.dropout) dropout_mask<T>(f.noise, b, s, v * W).store(mask(s, b) + v * W);
-        if (l.starts) V(T(0)).store(f.dreset_h + from, n);
-        if (l.starts && C::kHasC) V(T(0)).store(f.dreset_c + from, n);
+        if (l.goes_back) V(T(0)).store(f.dreset_h + from, n);
+        if (l.goes_back && C::kHasC) V(T(0)).store(f.dreset_c + from, n);
       }
   }
 
@@ -191,9 +191,9 @@ struct Backward {
         if (!f.rows.real(t, b, s)) continue;
         const bool cut = l.cut(f.rows, t, b, s), starts = l.starts(f.rows, t, b, s);
         const int64_t edge = (s * l.B + b) * l.H;
-        h_before[i] = cut ? (l.starts ? f.reset_h + s * l.H : zeros) : !starts ? f.y.at(t_before, b, s) : f.h0 ? f.h0 + edge : zeros;
+        h_before[i] = cut ? (l.goes_back ? f.reset_h + s * l.H : zeros) : !starts ? f.y.at(t_before, b, s) : f.h0 ? f.h0 + edge : zeros;
         if (C::kHasC)
-          c_before[i] = cut ? (l.starts ? f.reset_c + s * l.H : zeros) : !starts ? f.cs.at(t_before, b, s) : f.c0 ? f.c0 + edge : zeros;
+          c_before[i] = cut ? (l.goes_back ? f.reset_c + s * l.H : zeros) : !starts ? f.cs.at(t_before, b, s) : f.c0 ? f.c0 + edge : zeros;
         if (l.I) inputs[i] = f.x + t * f.x_t + b * f.x_b;
         time[i] = t;
         batch[i++] = b;
@@ -279,7 +279,7 @@ struct Backward {
           rest = C::backward(g, kept, dkept, h, y, c_old, c, dcell, part);
         }
         if constexpr (kNoise) rest = rest + h_stays, dcell = dcell + c_stays;
-        const bool cut = f.rows.reset && !l.starts && l.cut(f.rows, t, b, s);
+        const bool cut = f.rows.reset && !l.goes_back && l.cut(f.rows, t, b, s);
         (cut ? V(T(0)) : rest).store(dh(s, b) + j);
         if (C::kHasC) (cut ? V(T(0)) : dcell).store(dc(s, b) + j);
         for (int slot = 0; slot < X; slot++) {
@@ -313,7 +313,7 @@ struct Backward {
       const int64_t t = l.time(s, step);
       n = 0;
       for (int64_t i = row0; i < row1; i++)
-        if (l.starts || !l.cut(f.rows, t, batch[i], s)) {
+        if (l.goes_back || !l.cut(f.rows, t, batch[i], s)) {
           going[n] = dgates[i];
           going_dh[n++] = dh(s, batch[i]);
         }
@@ -342,7 +342,7 @@ struct Backward {
           }
       }
     }
-    if (!l.starts) return;
+    if (!l.goes_back) return;
     const int64_t t = l.time(s, step);
     for (int64_t i = row0; i < row1; i++) {
       const int64_t b = batch[i], edge = (s * l.B + b) * l.H;

@@ -65,10 +65,10 @@ struct Forward {
   T* mask(int64_t s) const { return f.scratch + at.mask + s * l.B * l.ldh; }
   T* seen(int64_t s, int64_t step) const { return f.scratch + at.seen + (2 * s + (step & 1)) * l.B * l.ldh; }
   // What a row that is reset begins with: h, c, and what W_hh sees of h.
-  T* start_h(int64_t s) const { return l.starts ? f.scratch + at.start_h + s * l.ldh : zeros; }
-  T* start_c(int64_t s) const { return l.starts ? f.scratch + at.start_c + s * l.ldh : zeros; }
+  T* start_h(int64_t s) const { return l.goes_back ? f.scratch + at.start_h + s * l.ldh : zeros; }
+  T* start_c(int64_t s) const { return l.goes_back ? f.scratch + at.start_c + s * l.ldh : zeros; }
   T* start_seen(int64_t s, int64_t b) const {
-    return l.starts ? f.scratch + at.start_seen + (s * l.B + b) * l.ldh : zeros;
+    return l.goes_back ? f.scratch + at.start_seen + (s * l.B + b) * l.ldh : zeros;
   }
   int block_cols(int64_t panel) const { return G == 4 ? plan.lstm_cols : G * l.panels.width(panel); }
   T* ring(int64_t panel) const {
@@ -135,7 +135,7 @@ struct Forward {
   }
 
   void load_states(int64_t s) const {
-    if (l.starts)
+    if (l.goes_back)
       for (int64_t v = v0; v < v1; v++) {  // the same from every thread
         V::load(f.reset_h + s * l.H + v * W, l.H - v * W).store(start_h(s) + v * W);
         if (C::kHasC) V::load(f.reset_c + s * l.H + v * W, l.H - v * W).store(start_c(s) + v * W);
@@ -152,7 +152,7 @@ struct Forward {
           factor.store(mask(s) + to);
           (h * factor).store(seen(s, 0) + to);
           if (f.rows.lengths) (h * factor).store(seen(s, 1) + to);
-          if (l.starts) (V::load(start_h(s) + v * W) * factor).store(start_seen(s, b) + v * W);
+          if (l.goes_back) (V::load(start_h(s) + v * W) * factor).store(start_seen(s, b) + v * W);
         }
       }
   }

@@ -21,7 +21,7 @@ struct ForwardCall {
   const Weights<const T>* weights;  // [S]; ih and b_ih null where I = 0
   Norms<const T> norms;             // where the problem is normed, which has I = 0
   const T *h0, *c0;                 // [S, B, H], or null: zeros
-  const T *reset_h, *reset_c;       // [S, H], where the problem starts, which has I = 0
+  const T *reset_h, *reset_c;       // [S, H], where the problem goes_back, which has I = 0
   Sequence<T> y, cs;                // [T, B, S, H]; cs is the LSTM's and may be absent
   Kept<T> kept;                     // may be absent: inference
   Sequence<T> products;             // [T, B, S, G H]: W_hh h before it is normalised; may be absent
@@ -45,7 +45,7 @@ struct BackwardCall {
   Sequence<const T> products;  // what forward returned
   Sequence<T> dproducts;
   const T *h0, *c0;           // [S, B, H], or null: zeros
-  const T *reset_h, *reset_c;  // [S, H], where the problem starts
+  const T *reset_h, *reset_c;  // [S, H], where the problem goes_back
   T *dreset_h, *dreset_c;      // [S, B, H], likewise
   Sequence<const T> y, cs;    // what forward returned
   Kept<const T> kept, dkept;  // dkept: gradients that reach the kept values from a second derivative, or absent

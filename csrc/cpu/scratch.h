@@ -44,9 +44,9 @@ struct ForwardScratch {
     mask = all.elements(l.dropout ? l.S * l.B * l.ldh : 0);
     seen = all.elements(l.dropout ? 2 * l.S * l.B * l.ldh : 0);
     zeros = all.elements(l.ldh);
-    start_h = all.elements(l.starts ? l.S * l.ldh : 0);
-    start_c = all.elements(l.starts && C::kHasC ? l.S * l.ldh : 0);
-    start_seen = all.elements(l.starts && l.dropout ? l.S * l.B * l.ldh : 0);
+    start_h = all.elements(l.goes_back ? l.S * l.ldh : 0);
+    start_c = all.elements(l.goes_back && C::kHasC ? l.S * l.ldh : 0);
+    start_seen = all.elements(l.goes_back && l.dropout ? l.S * l.B * l.ldh : 0);
     threads = all.elements(p.threads() * per_thread);
     total = all.at + kLine;
   }
