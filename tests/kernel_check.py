@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -45,6 +46,10 @@ packed and read in place."""
 SHARED = ((3, 5, 4, 50), (2, 3, 16, 96), (5, 64, 3, 70), (4, 35, 40, 47))
 """For several threads, which get rows, units and streams of their own; backward too has several chunks of steps."""
 
+
+LUCK = 4
+"""By so much the errors of one case may exceed torch's in float32: where a variance is near 0, both are chance. On the
+mean of all cases they may by half."""
 
 NORMED = ((9, 6, 5, 20), (2, 40, 5, 150), (2, 3, 16, 96), (1, 4, 5, 50), (5, 64, 3, 70))
 """Of these the sizes that layer normalisation, and states that resets go back to, are tried at."""
@@ -250,17 +255,17 @@ def check_scan(case: Case) -> None:
         _compare([*found, *back], [*want], dtype)
 
 
-def check_norm(case: Case) -> None:
-    """The loop with layer normalisation."""
-    _check_more(case, case.norm_truth)
+def check_norm(case: Case) -> float:
+    """The loop with layer normalisation; its errors in float32 over those of torch's ops."""
+    return _check_more(case, case.norm_truth)
 
 
-def check_start(case: Case) -> None:
-    """The loop with states that resets go back to."""
-    _check_more(case, case.start_truth)
+def check_start(case: Case) -> float:
+    """The loop with states that resets go back to; likewise."""
+    return _check_more(case, case.start_truth)
 
 
-def _check_more(case: Case, truth: More) -> None:
+def _check_more(case: Case, truth: More) -> float:
     """`norm_scan`, and every gradient that `norm_scan_backward` leads to; and inference gives the bits of training."""
     masks, code, D, noise = truth.masks, case.cell.code, case.directions, (case.mask_key, case.rates)
     for dtype in FULL:
@@ -277,9 +282,15 @@ def _check_more(case: Case, truth: More) -> None:
         exact = truth.results[torch.float64]
         if dtype == torch.float64:
             _compare(found, exact, dtype, 2e-12)
-        else:  # some tensors are badly conditioned, with a variance near 0; which ones torch is lucky with is chance
-            torchs = max(error(near, t).l2 for near, t in zip(truth.results[dtype], exact, strict=True))
-            _compare(found, exact, dtype, 2 * torchs + 4 * torch.finfo(dtype).eps)
+        else:
+            eps = torch.finfo(dtype).eps
+            _compare(found, exact, dtype, 1e-4)
+            ours, torchs = (
+                [error(t, want).l2 for t, want in zip(ts, exact, strict=True)] for ts in (found, truth.results[dtype])
+            )
+            times = statistics.geometric_mean((a + eps) / (b + eps) for a, b in zip(ours, torchs, strict=True))
+            assert times <= LUCK, f"errors {times:.1f} times torch's: {ours}, torch's {torchs}"
+    return times
 
 
 def check_bfloat(case: Case) -> None:
@@ -339,7 +350,7 @@ def check_all(sizes: tuple[tuple[int, int, int, int], ...]) -> int:
     Returns:
         The number of cases.
     """
-    number = 0
+    number, times = 0, []
     for plain, noise in with_noise(sizes):
         checks = [(check_layer, plain), (check_scan, plain), (check_scan, noise), (check_bfloat, plain)]
         if plain.size in NORMED:
@@ -347,7 +358,8 @@ def check_all(sizes: tuple[tuple[int, int, int, int], ...]) -> int:
             checks += [(check_start, plain), (check_start, noise)] if plain.reset is not None else []
         for check, case in checks:
             try:
-                check(case)
+                of_torchs = check(case)
+                times += [] if of_torchs is None else [of_torchs]
             except AssertionError as error:
                 masks = "no masks" if case.lengths is None else "lengths and reset"
                 what = (
@@ -356,6 +368,8 @@ def check_all(sizes: tuple[tuple[int, int, int, int], ...]) -> int:
                 what += f", rates {case.rates}" if case.rates else ""
                 raise AssertionError(f"{what}: {error}") from error
         number += 1
+    mean = statistics.geometric_mean(times or [1.0])
+    assert mean <= 1.5, f"errors {mean:.2f} times torch's over {len(times)} calls"
     return number
 
 

@@ -105,7 +105,7 @@ MUTATIONS = (
     Mutation(
         "backward: a reset does not cut W_hh's half of dh",
         BACKWARD,
-        "if (!l.cut(f.rows, t, batch[i], s))",
+        "if (l.goes_back || !l.cut(f.rows, t, batch[i], s))",
         "!l.cut(f.rows, t, batch[i], s)",
         "true",
     ),
