@@ -22,6 +22,8 @@ STABLE_TORCH_LIBRARY(fusedrnn, m) {
       "weights, Tensor y, Tensor cs,"
       " Tensor kept, Tensor? lengths, Tensor? reset, int cell, bool bias, int wanted) -> Tensor[]");
   m.def("product(Tensor a, Tensor b, bool tf32) -> Tensor");
+  m.def(fusedrnn::kNormScanSchema);
+  m.def(fusedrnn::kNormScanBackwardSchema);
   m.def("pointwise(Tensor x, bool tanh) -> Tensor");
   m.def("isa() -> str");
 }
@@ -31,6 +33,8 @@ STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CPU, m) {
   m.impl("scan_backward", TORCH_BOX(&fusedrnn::cpu::scan_backward));
   m.impl("layer", TORCH_BOX(&fusedrnn::cpu::layer));
   m.impl("layer_backward", TORCH_BOX(&fusedrnn::cpu::layer_backward));
+  m.impl("norm_scan", TORCH_BOX(&fusedrnn::cpu::norm_scan));
+  m.impl("norm_scan_backward", TORCH_BOX(&fusedrnn::cpu::norm_scan_backward));
   m.impl("pointwise", TORCH_BOX(&fusedrnn::cpu::pointwise));
 }
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CompositeExplicitAutograd, m) { m.impl("isa", TORCH_BOX(&isa)); }

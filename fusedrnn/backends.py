@@ -52,8 +52,8 @@ class Backend:
 
 def _loop_why_not(p: Problem) -> Reason:
     """Of the time loop, whichever kernel runs it."""
-    if p.layer_norm:
-        return "its kernels have no layer_norm"
+    if p.reset_state and p.device != "cpu":
+        return "its kernels have no reset_state: there a reset goes back to zeros"
     if p.zoneout and not p.drawn and p.grad and not p.cell.kept:
         return "in eval it has no gradients of an RNN with zoneout"
     return "it has no projection (proj_size)" if p.proj_size else None

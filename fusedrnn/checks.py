@@ -130,6 +130,26 @@ def masks(
     return lengths, reset
 
 
+def reset_state(given: object, reset: Tensor | None, sizes: Sequence[tuple[int, int]], weight: Tensor) -> list[Tensor]:
+    """The states that a reset goes back to: h and, of the LSTM, c, of these sizes, in the weights' dtype."""
+    several = len(sizes) > 1
+    states = list(given) if several and isinstance(given, (tuple, list)) else [given]
+    if len(states) != len(sizes) or not all(isinstance(t, Tensor) for t in states):
+        wanted = "a tuple of two tensors, h and c" if several else "a tensor"
+        raise TypeError(f"reset_state: Expected {wanted}, got {type(given).__name__}")
+    if reset is None:
+        raise ValueError("reset_state: there is no reset that would go back to it; pass reset= too, or leave it out")
+    for which, t, size in zip("hc", states, sizes, strict=False):
+        name = f"reset_state's {which}" if several else "reset_state"
+        if t.shape != size:
+            raise RuntimeError(f"{name}: Expected size {size}, layers times directions and units, got {list(t.shape)}")
+        if t.device != weight.device:
+            raise RuntimeError(f"{name}: Expected a tensor on {weight.device}, as the weights, got one on {t.device}")
+        if t.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
+            raise ValueError(f"{name}: Expected {weight.dtype}, as the weights, got {t.dtype}")
+    return states
+
+
 def probability(name: str, value: Any, states: int = 1) -> None:
     """A number from 0 to 1 or, with more than one state, as many of them."""
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)

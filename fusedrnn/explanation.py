@@ -87,8 +87,9 @@ def explain(
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
     return_states: bool = False,
+    reset_state: Any = None,
 ) -> Explanation:
-    """Which backend would run `layer(input, hx, lengths, reset, return_states)`, and why every other one would not.
+    """Which backend would run `layer(input, hx, lengths, reset, ...)`, and why every other one would not.
 
     Args:
         layer: a fusedrnn layer, or a torch.nn one: what `convert` would make of it.
@@ -97,6 +98,7 @@ def explain(
         lengths: see above.
         reset: see above.
         return_states: see above.
+        reset_state: see above.
 
     Raises:
         TypeError: `layer` is no recurrent layer.
@@ -107,6 +109,7 @@ def explain(
             "plain eager mode 'auto' runs torch's own op.)"
         )
     problem = _problem(layer, input, hx, lengths, reset, return_states)
+    problem = problem._replace(reset_state=reset_state is not None)
     asked = str(override() or getattr(layer, "backend", AUTO))
     chosen, refusal = None, None
     try:

@@ -136,7 +136,7 @@ class _Pack:
         if torch.compiler.is_compiling():
             return None
         self.refuse(layer)
-        if asked != (None, None, False) or type(x) is not Tensor or torch.is_grad_enabled() or layer.zoneout:
+        if asked != (None, None, False, None) or type(x) is not Tensor or torch.is_grad_enabled() or layer.zoneout:
             return None
         if torch._C._is_any_autocast_enabled() or modes.traced() or torch._C._get_tracing_state() is not None:
             return None

@@ -30,6 +30,7 @@ def gru(
     reset: Tensor | None = None,
     recompute: bool = False,
     return_states: bool = False,
+    reset_state: Any = None,
     zoneout: float = 0.0,
     recurrent_dropout: float = 0.0,
     weight_dropout: float = 0.0,
@@ -60,6 +61,7 @@ def gru(
             state is zeroed and no gradient crosses, so that the result is that of the segments run one by one.
         recompute: keep states only for backward, and rebuild the gates there.
         return_states: also return every state of every step.
+        reset_state: [L*D,H]: what the state goes back to at a reset, in place of zeros; gradients reach it.
         zoneout: probability with which a unit keeps its state of the step before; not in training, the mean of both.
         recurrent_dropout: probability with which W_hh does not see a unit of the state, in a whole sequence.
         weight_dropout: probability with which a number of W_hh is dropped, in a whole call.
@@ -96,6 +98,7 @@ def gru(
         reset=reset,
         recompute=recompute,
         return_states=return_states,
+        reset_state=reset_state,
         zoneout=zoneout,
         recurrent_dropout=recurrent_dropout,
         weight_dropout=weight_dropout,
@@ -121,6 +124,7 @@ def lstm(
     reset: Tensor | None = None,
     recompute: bool = False,
     return_states: bool = False,
+    reset_state: Any = None,
     zoneout: float | Sequence[float] = 0.0,
     recurrent_dropout: float = 0.0,
     weight_dropout: float = 0.0,
@@ -161,6 +165,7 @@ def lstm(
         reset=reset,
         recompute=recompute,
         return_states=return_states,
+        reset_state=reset_state,
         zoneout=zoneout,
         recurrent_dropout=recurrent_dropout,
         weight_dropout=weight_dropout,
@@ -186,6 +191,7 @@ def rnn(
     reset: Tensor | None = None,
     recompute: bool = False,
     return_states: bool = False,
+    reset_state: Any = None,
     zoneout: float = 0.0,
     recurrent_dropout: float = 0.0,
     weight_dropout: float = 0.0,
@@ -215,6 +221,7 @@ def rnn(
         reset=reset,
         recompute=recompute,
         return_states=return_states,
+        reset_state=reset_state,
         zoneout=zoneout,
         recurrent_dropout=recurrent_dropout,
         weight_dropout=weight_dropout,
@@ -234,6 +241,7 @@ def _public(
     lengths: Tensor | None,
     reset: Tensor | None,
     return_states: bool,
+    reset_state: Any,
     **options: Any,
 ) -> Any:
     name = spec.mode
@@ -252,14 +260,16 @@ def _public(
     sizes = [(*edge, proj_size or hidden_size), (*edge, hidden_size)][: len(spec.states)]
     checks.contents(name, input, weights[0].shape[1], hx or (), sizes[: len(hx or ())], weights[0])
     checks.masks(lengths, reset, *input.shape[:2])
+    if reset_state is not None:
+        shapes = [(size[0], size[2]) for size in sizes]
+        reset_state = checks.reset_state(reset_state, reset, shapes, weights[0])
     for which in REGULARISERS:
         checks.probability(which, options[which], len(spec.states) if which == "zoneout" else 1)
     checks.bptt(options["bptt"])
     if input.shape[0] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    y, last, states = recurrent(
-        spec, input, hx, weights, lengths=lengths, reset=reset, return_states=return_states, **options
-    )
+    masks = {"lengths": lengths, "reset": reset, "reset_state": reset_state, "return_states": return_states}
+    y, last, states = recurrent(spec, input, hx, weights, **masks, **options)
     y = y.transpose(0, 1) if batch_first else y
     state = last if len(last) == 2 else last[0]
     return (y, state, states) if return_states else (y, state)

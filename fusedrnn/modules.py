@@ -128,6 +128,7 @@ class _Layer(StandIn, nn.RNNBase):
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
         return_states: bool = False,
+        reset_state: Any = None,
     ) -> Any:
         """Runs every layer over every time step.
 
@@ -144,6 +145,8 @@ class _Layer(StandIn, nn.RNNBase):
                 that row: forward, step t starts from zero (at t = 0, hx is dropped); reverse, step t-1 does. No
                 gradient crosses. The result equals that of the segments run one by one.
             return_states: also return every state of every step.
+            reset_state: with `reset`, what the state goes back to in place of zeros: h [L*D, H], for the LSTM (h [L*D,
+                P or H], c [L*D, H]), an nn.Parameter, say. Gradients reach it; segments then begin with it as their hx.
 
         Returns:
             (output, h_n), for the LSTM (output, (h_n, c_n)); with `return_states` also `States`. output is laid out as
@@ -155,7 +158,8 @@ class _Layer(StandIn, nn.RNNBase):
             RuntimeError: a size or a device does not fit, or T is 0. Types and texts are torch's.
             UnsupportedProblem: the backend asked for by name cannot take this call; the text says why.
         """
-        if self._pack is not None and (known := self._pack.run(self, input, hx, lengths, reset, return_states)):
+        asked = (lengths, reset, return_states, reset_state)
+        if self._pack is not None and (known := self._pack.run(self, input, hx, *asked)):
             return known
         if torchscript_traces():
             if lengths is not None or reset is not None or return_states:
@@ -163,14 +167,15 @@ class _Layer(StandIn, nn.RNNBase):
             self._refuse_torchscript()
             return self._stock.forward(self, input, hx)
         if isinstance(input, PackedSequence):
-            if lengths is not None or reset is not None:
+            if lengths is not None or reset is not None or reset_state is not None:
                 raise ValueError(
                     "a PackedSequence carries its lengths and takes no reset: pad it, and pass lengths=, reset="
                 )
             return self._forward_packed(input, hx, return_states)
         rank, x, given = input.dim(), input, self._given(hx)
         if input.is_nested:
-            return self._forward_jagged(input, hx, lengths is not None or reset is not None, return_states)
+            masked = not (lengths is None and reset is None and reset_state is None)
+            return self._forward_jagged(input, hx, masked, return_states)
         if rank != 3:
             checks.input_rank(self._stock.__name__, rank)
         if given:
@@ -187,7 +192,10 @@ class _Layer(StandIn, nn.RNNBase):
             lengths, reset = checks.masks(lengths, reset, x.size(0), x.size(1), rank, self.batch_first)
 
         run: Any = onnx.recurrent if onnx_exports() else functional.recurrent
-        masks = {"lengths": lengths, "reset": reset, "return_states": return_states}
+        masks: dict[str, Any] = {"lengths": lengths, "reset": reset, "return_states": return_states}
+        if reset_state is not None:
+            sizes = [(size[0], size[2]) for size in self._edges(1)]
+            masks["reset_state"] = checks.reset_state(reset_state, reset, sizes, weights[0])
         y, last, kept = run(by_mode(self.mode), x, given, weights, **masks, **self._options())
         if rank == 2:
             y, last = y.squeeze(1), tuple(h.squeeze(1) for h in last)
@@ -240,11 +248,14 @@ class _Layer(StandIn, nn.RNNBase):
         return self._pack.weights_for(self, x, given, composite)  # type: ignore[no-any-return]
 
     def _check(self, x: Tensor, batch: int, given: list[Tensor], weight: Tensor) -> None:
-        sizes: list[tuple[int, int, int]] = []
-        if given:
-            edge = (self.num_layers * (2 if self.bidirectional else 1), batch)
-            sizes = [(*edge, self.proj_size or self.hidden_size), (*edge, self.hidden_size)][: len(given)]
+        sizes = self._edges(batch) if given else []
         checks.contents(self._stock.__name__, x, self.input_size, given, sizes, weight)
+
+    def _edges(self, batch: int) -> list[tuple[int, int, int]]:
+        """The sizes of h and, of the LSTM, c."""
+        edge = (self.num_layers * (2 if self.bidirectional else 1), batch)
+        both = [(*edge, self.proj_size or self.hidden_size), (*edge, self.hidden_size)]
+        return both[: len(by_mode(self.mode).states)]
 
     def _options(self) -> dict[str, Any]:
         return {

@@ -35,6 +35,7 @@ def recurrent(
     lengths: Tensor | None,
     reset: Tensor | None,
     return_states: bool,
+    reset_state: Sequence[Tensor] | None = None,
     zoneout: float | Sequence[float] = 0.0,
     layer_norm: bool = False,
     **rest: Any,
@@ -45,7 +46,7 @@ def recurrent(
         UnsupportedProblem: reset, proj_size, return_states, zoneout or layer_norm, which ONNX's operators have not.
     """
     for wanted, what in (
-        (reset is not None, "reset"),
+        (reset is not None or reset_state, "reset"),
         (proj_size, "proj_size"),
         (return_states, "return_states"),
         (rates(spec, zoneout), "zoneout"),

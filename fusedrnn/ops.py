@@ -31,6 +31,16 @@ SCHEMAS = (
     " Tensor[] weights, Tensor y, Tensor cs, Tensor kept, Tensor? lengths, Tensor? reset, int cell, bool bias,"
     " int wanted) -> Tensor[]",
     "product(Tensor a, Tensor b, bool tf32) -> Tensor",
+    "norm_scan(Tensor gates_x, Tensor? h0, Tensor? c0, Tensor weight_hh, Tensor? bias_hh, Tensor? lengths,"
+    " Tensor? reset, Tensor? reset_h, Tensor? reset_c, Tensor? gain_hh, Tensor? gain_c, Tensor? shift_c,"
+    " Tensor? mask_key, float[] rates, int cell, int directions,"
+    " bool save, int route=0)"
+    " -> (Tensor y, Tensor hn, Tensor gates, Tensor cs, Tensor cn, Tensor products)",
+    "norm_scan_backward(Tensor? dy, Tensor? dhn, Tensor? dcs, Tensor? dcn, Tensor gates, Tensor y, Tensor? h0,"
+    " Tensor? cs, Tensor? c0, Tensor weight_hh, Tensor products, Tensor? lengths, Tensor? reset, Tensor? reset_h,"
+    " Tensor? reset_c, Tensor? gain_hh, Tensor? gain_c, Tensor? shift_c, Tensor? mask_key, float[] rates, int cell,"
+    " int directions, int route=0)"
+    " -> (Tensor dgates_x, Tensor dh0, Tensor dc0, Tensor dq, Tensor dproducts, Tensor dreset_h, Tensor dreset_c)",
 )
 """What csrc/ops.cpp registers under "fusedrnn", word for word."""
 
@@ -56,6 +66,8 @@ triton_scan_backward = torch.ops.fusedrnn.triton_scan_backward.default
 layer = torch.ops.fusedrnn.layer.default
 layer_backward = torch.ops.fusedrnn.layer_backward.default
 product = torch.ops.fusedrnn.product.default
+norm_scan = torch.ops.fusedrnn.norm_scan.default
+norm_scan_backward = torch.ops.fusedrnn.norm_scan_backward.default
 
 TRITON = 16
 """The bit of `route` for the Triton kernels; the ops of the others refuse it."""
@@ -145,6 +157,64 @@ def _scan_backward_fake(
     )
 
 
+def _norm_scan_fake(
+    gates_x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reset_h: Tensor | None,
+    reset_c: Tensor | None,
+    gain_hh: Tensor | None,
+    gain_c: Tensor | None,
+    shift_c: Tensor | None,
+    mask_key: Tensor | None,
+    rates: Sequence[float],
+    cell: int,
+    directions: int,
+    save: bool,
+    route: int = 0,
+) -> tuple[Tensor, ...]:
+    loop, masks = (gates_x, h0, c0, weight_hh, bias_hh), (lengths, reset, None, None, None, mask_key)
+    results = _scan_fake(*loop, *masks, rates, cell, directions, save)
+    return *results, gates_x.new_empty(gates_x.shape if save and gain_hh is not None else (0,))
+
+
+def _norm_scan_backward_fake(
+    dy: Tensor | None,
+    dhn: Tensor | None,
+    dcs: Tensor | None,
+    dcn: Tensor | None,
+    gates: Tensor,
+    y: Tensor,
+    h0: Tensor | None,
+    cs: Tensor | None,
+    c0: Tensor | None,
+    weight_hh: Tensor,
+    products: Tensor,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reset_h: Tensor | None,
+    reset_c: Tensor | None,
+    gain_hh: Tensor | None,
+    gain_c: Tensor | None,
+    shift_c: Tensor | None,
+    mask_key: Tensor | None,
+    rates: Sequence[float],
+    cell: int,
+    directions: int,
+    route: int = 0,
+) -> tuple[Tensor, ...]:
+    kept, masks = (gates, y, h0, cs, c0, weight_hh), (lengths, reset)
+    dgates_x, dh0, dc0, dq = _scan_backward_fake(dy, dhn, None, dcs, dcn, *kept, *masks, cell, directions)
+    normed = gain_hh is not None
+    dq = y.new_empty(y.shape) if CELLS[cell] == LSTM and normed else dq
+    edges = (y.new_empty(dh0.shape if t is not None else (0,)) for t in (reset_h, reset_c))
+    return dgates_x, dh0, dc0, dq, y.new_empty(dgates_x.shape if normed else (0,)), *edges
+
+
 def _layer_fake(
     x: Tensor,
     h0: Tensor | None,
@@ -210,5 +280,7 @@ for _name, _fake in (
     ("layer", _layer_fake),
     ("layer_backward", _layer_backward_fake),
     ("product", _product_fake),
+    ("norm_scan", _norm_scan_fake),
+    ("norm_scan_backward", _norm_scan_backward_fake),
 ):
     torch.library.register_fake(f"fusedrnn::{_name}", _fake)

@@ -11,15 +11,15 @@ Rows: with `lengths`, a row takes its steps t < length only (clamped to [0, T]);
 the one after its last step (the initial one if there is none), and a reverse stream starts at t = length - 1. A `reset`
 at t separates step t-1 from step t in both directions: what would be carried over is zero, so that the result is that
 of the segments run one by one. In a forward stream a reset at t = 0 drops the initial state; a reset at a step beyond
-the row's length does nothing.
+the row's length does nothing. With `resets`, what would be carried over is not zero but a state that is given.
 
 Noise: `rates` are the probabilities of zoneout of h, zoneout of c, and recurrent dropout; () for none. Zoneout: a unit
 keeps the state that the step began with and does not become what the cell makes of it; the LSTM's h is that of the c
 before zoneout. Without a key it becomes the mean of both, weighted by the probability. Recurrent dropout: the product
 with W_hh, and it alone, sees the state times one mask a sequence. `philox` says what is drawn.
 
-Layer normalisation, of `layer` alone: each product with W_ih and W_hh is normalised, by itself, before its bias is
-added, and the LSTM's c where the output's tanh takes it; the c that is carried on is not.
+Layer normalisation: each product with W_ih and W_hh is normalised, by itself, before its bias is added, and the LSTM's
+c where the output's tanh takes it; the c that is carried on is not. `scan_backward` has none.
 
 Over 400 lines: forward, its adjoint and what they share are one specification.
 """
@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import cast, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ def advance(
         h: the state before.
         c: the LSTM's cell state before.
         cell: the cell.
-        norm_c: gain [H] and, if there is one, shift [H] of a normalisation of c' before its tanh.
+        norm_c: gain and, if there is one, shift of a normalisation of c' before its tanh; each broadcasts.
     """
     if cell == GRU:
         _, z, n, _ = gates.chunk(4, -1)
@@ -89,18 +89,20 @@ def advance(
     return gates, None
 
 
-def normalised(product: Tensor, gain: Tensor, cell: CellSpec) -> Tensor:
-    """A product with W_ih or W_hh [..., G*H] after layer normalisation: the GRU's r and z together, its n apart; of
-    LSTM and RNN, all gates together.
+def standardised(product: Tensor, cell: CellSpec) -> Tensor:
+    """A product with W_ih or W_hh [..., G*H] of mean 0 and variance 1: the GRU's r and z together, its n apart; of LSTM
+    and RNN, all gates together.
     """
     units = product.shape[-1] // len(cell.gates)
-    sizes = [2 * units, units] if cell == GRU else [product.shape[-1]]
-    parts = zip(torch.split_with_sizes(product, sizes, -1), torch.split_with_sizes(gain, sizes), strict=True)
-    return torch.cat([_norm(part, own) for part, own in parts], -1)
+    if cell != GRU:
+        return F.layer_norm(product, product.shape[-1:])
+    parts = torch.split_with_sizes(product, [2 * units, units], -1)
+    return torch.cat([F.layer_norm(part, part.shape[-1:]) for part in parts], -1)
 
 
 def _norm(t: Tensor, gain: Tensor, shift: Tensor | None = None) -> Tensor:
-    return F.layer_norm(t, t.shape[-1:], gain, shift)
+    scaled = F.layer_norm(t, t.shape[-1:]) * gain
+    return scaled if shift is None else scaled + shift
 
 
 def layer(
@@ -115,6 +117,7 @@ def layer(
     mask_key: Tensor | None = None,
     rates: Sequence[float] = (),
     norms: Sequence[Tensor] = (),
+    resets: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """One layer, projections included.
 
@@ -131,6 +134,7 @@ def layer(
         mask_key: int64 [2], what the noise is drawn by; None for zoneout's expectation.
         rates: of zoneout of h, zoneout of c, recurrent dropout; () for none.
         norms: for each direction what `spec.norm_names` names: gains [G*H], those of c [H]; () for no normalisation.
+        resets: the states behind a reset, h [D,P] and, of the LSTM, c [D,H]; () for zeros.
 
     Returns:
         y [T,B,D*P], hn [D,B,P], cs [T,B,D*H] and cn [D,B,H]; the last two None but for the LSTM.
@@ -146,11 +150,12 @@ def layer(
         ends = None if lengths is None else lengths.unsqueeze(0)
         cuts = None if reset is None else reset.unsqueeze(1)
         own = norms[d * len(norms) // directions : (d + 1) * len(norms) // directions]
-        gates_x = _projected(x, w_ih, b_ih, own[:1], cell).unsqueeze(1)
+        gates_x = projected(x, w_ih, b_ih, own[0] if own else None, cell).unsqueeze(1)
         w_hr = rest[-1] if each % 2 else None
         held_h, held_c, dropout = (None if m is None else m.narrow(m.dim() - 3, d, 1) for m in masks)
         given = (gates_x, h, c, w_hh.unsqueeze(0), b_hh, ends, cuts, held_h, held_c, dropout, w_hr)
-        runs.append(_forward(d == 1, *given, own[1:], cell=cell))
+        starts = [t[d : d + 1] for t in resets]
+        runs.append(_forward(d == 1, *given, [t.unsqueeze(0) for t in own[1:]], starts, cell=cell))
     y, hn, _, cs, cn = zip(*runs, strict=True)
     edge, sequence = torch.cat(hn), torch.cat(y, -1).squeeze(1)
     return (
@@ -170,8 +175,10 @@ def scan(
     directions: int,
     mask_key: Tensor | None = None,
     rates: Sequence[float] = (),
+    norms: Sequence[Tensor] = (),
+    resets: Sequence[Tensor] = (),
 ) -> States:
-    """The recurrence alone, as the compiled op defines it.
+    """The recurrence alone, as the compiled ops define it.
 
     Args:
         gates_x: [T,B,S,G*H].
@@ -185,19 +192,33 @@ def scan(
         directions: 1 or 2.
         mask_key: as in `layer`, like `rates`.
         rates: see above.
+        norms: gains of the products with W_hh [S,G*H] and, of the LSTM, gain and, if there is one, shift of c [S,H]; ()
+            for no normalisation.
+        resets: the states behind a reset, h and, of the LSTM, c [S,H]; () for zeros.
 
     Returns:
         y [T,B,S,H], hn [S,B,H], gates [T,B,S,Z*H] ([0] for an RNN), cs [T,B,S,H] and cn [S,B,H] ([0] but for the LSTM).
     """
     noise = _noise(rates, mask_key, gates_x, weight_hh)
-    sequences = (_swap(gates_x), h0, c0, weight_hh, bias_hh, lengths, _swap(reset), *noise)
-    y, hn, gates, cs, cn = _each_direction(
-        partial(_forward, cell=cell), directions, sequences, (1, 0, 0, 0, 0, 0, 1, 1, 1, 0), (1, 0, 1, 1, 0)
-    )
+    sequences = (_swap(gates_x), h0, c0, weight_hh, bias_hh, lengths, _swap(reset), *noise, *norms, *resets)
+    dims = (1, 0, 0, 0, 0, 0, 1, 1, 1, 0, *[0] * (len(norms) + len(resets)))
+    end = 10 + len(norms)
+
+    def run(reverse: bool, *args: Any) -> States:
+        return _forward(reverse, *args[:10], None, args[10:end], args[end:], cell=cell)
+
+    y, hn, gates, cs, cn = _each_direction(run, directions, sequences, dims, (1, 0, 1, 1, 0))
     return _swap(y), hn, _swap(gates), _swap(cs), cn
 
 
-def previous(y: Tensor, h0: Tensor | None, lengths: Tensor | None, reset: Tensor | None, directions: int) -> Tensor:
+def previous(
+    y: Tensor,
+    h0: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    directions: int,
+    start: Tensor | None = None,
+) -> Tensor:
     """The state that each step started from, [T,B,S,H]; of a step beyond its row's length, something finite.
 
     Args:
@@ -206,9 +227,10 @@ def previous(y: Tensor, h0: Tensor | None, lengths: Tensor | None, reset: Tensor
         lengths: [S,B] integers.
         reset: [T,B,S] bool.
         directions: 1 or 2.
+        start: the state behind a reset [S,H], zeros if None.
     """
-    sequences = (_swap(y), h0, lengths, _swap(reset))
-    return _swap(_each_direction(_previous, directions, sequences, (1, 0, 0, 1), (1,))[0])
+    sequences = (_swap(y), h0, lengths, _swap(reset), start)
+    return _swap(_each_direction(_previous, directions, sequences, (1, 0, 0, 1, 0), (1,))[0])
 
 
 def scan_backward(
@@ -275,10 +297,11 @@ def scan_backward(
     return _swap(dgates_x), dh0, dc0, _swap(dq)
 
 
-def _projected(x: Tensor, w_ih: Tensor, b_ih: Tensor | None, gain: Sequence[Tensor], cell: CellSpec) -> Tensor:
-    if not gain:
+def projected(x: Tensor, w_ih: Tensor, b_ih: Tensor | None, gain: Tensor | None, cell: CellSpec) -> Tensor:
+    """W_ih x + b_ih [..., G*H]; with `gain` [G*H], the product normalised."""
+    if gain is None:
         return F.linear(x, w_ih, b_ih)
-    product = normalised(F.linear(x, w_ih), gain[0], cell)
+    product = standardised(F.linear(x, w_ih), cell) * gain
     return product if b_ih is None else product + b_ih
 
 
@@ -296,10 +319,12 @@ def _forward(
     dropout: Tensor | None,
     w_hr: Tensor | None = None,
     norms: Sequence[Tensor] = (),
+    resets: Sequence[Tensor] = (),
     *,
     cell: CellSpec,
 ) -> States:
     """`scan` for streams of one direction, sequences [T,S,B,...]."""
+    start_h, start_c = [t.unsqueeze(1) for t in (*resets, *resets)][:2] or (0.0, 0.0)
     steps, streams, rows, _ = gates_x.shape
     h = gates_x.new_zeros(streams, rows, w_hh.shape[-1]) if h is None else h
     if cell == LSTM:
@@ -307,12 +332,13 @@ def _forward(
     ys, kept, cs = {}, {}, {}
     for t in _walk(steps, reverse):
         live, cut = _rows(t, reverse, steps, lengths, reset)
-        h, c = _zero(cut, h), None if c is None else _zero(cut, c)
+        h, c = _zero(cut, h, start_h), None if c is None else _zero(cut, c, start_c)
         seen = h if dropout is None else h * dropout
-        gates_h = normalised(seen @ w_hh.mT, norms[0], cell) if norms else seen @ w_hh.mT
+        gates_h = seen @ w_hh.mT
+        gates_h = standardised(gates_h, cell) * norms[0].unsqueeze(1) if norms else gates_h
         gates_h = gates_h if b_hh is None else gates_h + b_hh.unsqueeze(1)
         gates = activate(gates_x[t], gates_h, cell)
-        new_h, new_c = advance(gates, h, c, cell, norms[1:])
+        new_h, new_c = advance(gates, h, c, cell, [t.unsqueeze(1) for t in norms[1:]])
         new_h = _zoned(held_h, t, h, new_h if w_hr is None else new_h @ w_hr.mT)
         ys[t], kept[t] = _only(live, new_h), _only(live, gates)
         h = _only(live, new_h, h)
@@ -324,12 +350,14 @@ def _forward(
     return (_in_time(ys), h, gates, _in_time(cs), c) if c is not None else (_in_time(ys), h, gates, none, none)
 
 
-def _previous(reverse: bool, y: Tensor, h0: Tensor | None, lengths: Tensor | None, reset: Tensor | None) -> States:
+def _previous(
+    reverse: bool, y: Tensor, h0: Tensor | None, lengths: Tensor | None, reset: Tensor | None, start: Tensor | None
+) -> States:
     first = y.new_zeros(1, *y.shape[1:]) if h0 is None else h0.unsqueeze(0)
     shifted = torch.cat([y[1:], first]) if reverse else torch.cat([first, y[:-1]])
     if reset is not None:
         cut = torch.cat([reset[1:], torch.zeros_like(reset[:1])]) if reverse else reset
-        shifted = _zero(cut.unsqueeze(-1), shifted)
+        shifted = _zero(cut.unsqueeze(-1), shifted, 0.0 if start is None else start.unsqueeze(1))
     if reverse and lengths is not None:
         steps = torch.arange(1, y.shape[0] + 1, device=y.device).view(-1, 1, 1)
         shifted = torch.where((steps == lengths).unsqueeze(-1), first, shifted)
@@ -445,8 +473,8 @@ def _only(where: Tensor | None, value: Tensor, otherwise: Tensor | float = 0.0) 
     return value if where is None else torch.where(where, value, otherwise)
 
 
-def _zero(where: Tensor | None, value: Tensor) -> Tensor:
-    return value if where is None else torch.where(where, 0.0, value)
+def _zero(where: Tensor | None, value: Tensor, start: Tensor | float = 0.0) -> Tensor:
+    return value if where is None else torch.where(where, start, value)
 
 
 def _in_time(steps: dict[int, Tensor]) -> Tensor:

@@ -60,7 +60,7 @@ def by_mode(mode: str) -> CellSpec:
 NOISE = ("zoneout", "recurrent_dropout")
 """What is random inside the loop, by the names of `Problem`."""
 
-OF_THE_LOOP = (*NOISE, "layer_norm")
+OF_THE_LOOP = (*NOISE, "layer_norm", "reset_state")
 """What a step of torch's layers has not, likewise."""
 
 
@@ -110,6 +110,7 @@ class Problem(NamedTuple):
         recurrent_dropout: whether the recurrent product sees a dropped state; False where it is not active.
         drawn: whether zoneout is drawn; else states are mixed by its probability.
         layer_norm: whether the products are normalised.
+        reset_state: whether a reset goes back to a state that is given.
     """
 
     cell: CellSpec
@@ -137,3 +138,4 @@ class Problem(NamedTuple):
     recurrent_dropout: bool = False
     drawn: bool = False
     layer_norm: bool = False
+    reset_state: bool = False

@@ -11,7 +11,7 @@ from torch import _VF, Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from . import autograd, backends, cudnn, modes, philox, reference, truncated
+from . import autograd, backends, cudnn, modes, normed, philox, reference, truncated
 from .errors import UnsupportedProblem
 from .spec import CELLS, GRU, LSTM, CellSpec, Problem, norm_names
 from .spec import rates as noise_rates
@@ -37,6 +37,7 @@ def recurrent(
     reset: Tensor | None = None,
     recompute: bool = False,
     return_states: bool = False,
+    reset_state: Sequence[Tensor] | None = None,
     zoneout: float | Sequence[float] = 0.0,
     recurrent_dropout: float = 0.0,
     weight_dropout: float = 0.0,
@@ -62,6 +63,7 @@ def recurrent(
         reset: [T,B] bool: where the state does not pass from step t-1 to step t, in either direction.
         recompute: keep states only for backward, and rebuild the gates there.
         return_states: also return every state of every step.
+        reset_state: where a reset goes back to, (h,) or (h, c), [L*D,P or H] and [L*D,H]; zeros if None.
         zoneout: probability with which a unit keeps its state of the step before; for the LSTM, of h and of c.
         recurrent_dropout: probability with which W_hh does not see a unit, in a whole sequence.
         weight_dropout: probability with which a number of W_hh is zeroed, in a whole call.
@@ -94,6 +96,7 @@ def recurrent(
             "zoneout": zoneout,
             "recurrent_dropout": recurrent_dropout,
             "weight_dropout": weight_dropout,
+            "reset_state": reset_state,
         }
         return _autocast(spec, input, hx or (), weights, low, options)
     if lengths is not None:
@@ -106,7 +109,7 @@ def recurrent(
     rates = noise_rates(spec, zoneout, recurrent_dropout if training else 0.0)
     active = dropout if training else 0.0
     steps, rows, features = input.shape
-    grad = torch.is_grad_enabled() and autograd.any_requires_grad(input, *(hx or ()), *weights)
+    grad = torch.is_grad_enabled() and autograd.any_requires_grad(input, *(hx or ()), *weights, *(reset_state or ()))
     cut = bptt if truncates(bptt, steps, grad, traced) else None
     if rates and cut is not None:
         raise UnsupportedProblem(NO_BPTT)
@@ -132,15 +135,17 @@ def recurrent(
         1 if traced else torch.get_num_threads(),
         bptt=cut is not None,
         layer_norm=layer_norm,
+        reset_state=bool(reset_state),
     )
     if rates:
         problem = problem._replace(zoneout=any(rates[:2]), recurrent_dropout=bool(rates[2]), drawn=training)
     chosen = backends.choose(backend, problem)
     if chosen == "aten":
         return _stock(problem, input, hx, weights, training)
-    run: Callable[..., Any] = autograd.layer if chosen == "cpu" else _reference_layer
+    fused: Callable[..., Any] = normed.layer if layer_norm or reset_state else autograd.layer
+    run: Callable[..., Any] = fused if chosen == "cpu" else _reference_layer
     if backends.has_route(chosen):
-        run = partial(autograd.layer, route=backends.route(chosen, input.dtype))
+        run = partial(fused, route=backends.route(chosen, input.dtype))
     keys = philox.new_keys(num_layers, input.device) if rates and training else None
     norms: Sequence[Tensor] = ()
     if layer_norm:
@@ -153,6 +158,9 @@ def recurrent(
         one = run
         if layer_norm:
             one = partial(run, norms=norms[k * len(norms) // num_layers : (k + 1) * len(norms) // num_layers])
+        if reset_state:
+            resets = [t[k * directions : (k + 1) * directions] for t in reset_state]
+            noise = {**noise, "resets": resets}
         if cut is not None:
             one = partial(truncated.layer, one, cut, ragged=traced or steps % cut != 0)
         y, hn, cs, cn = one(
@@ -186,6 +194,8 @@ def _autocast(
     """`recurrent` where autocast asks for `low`: cast, and run without it."""
     projects = options["proj_size"] > 0
     dtype = low if x.dtype == torch.float64 else compute_dtype(spec, x, hx, projects)
+    if options["reset_state"]:
+        options["reset_state"] = _cast_all(options["reset_state"], dtype)
     with modes.without_autocast(x):
         y, last, states = recurrent(spec, _cast(x, dtype), _cast_all(hx, dtype), _cast_all(weights, dtype), **options)
     if projects and dtype != low and y.dtype != torch.float64:

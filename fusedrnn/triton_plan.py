@@ -88,6 +88,8 @@ def why_not(problem: Problem) -> str | None:
         return "it has no projection (proj_size)"
     if problem.layer_norm:
         return "its kernels have no layer_norm"
+    if problem.reset_state:
+        return "its kernels have no reset_state: there a reset goes back to zeros"
     if problem.zoneout and not problem.drawn and problem.grad and not problem.cell.kept:
         return "in eval it has no gradients of an RNN with zoneout"
     if _current(problem).sm < 80:

@@ -6,7 +6,7 @@ from the state that the first run came to: no gradient crosses, and backward wal
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ def layer(
     ragged: bool,
     recompute: bool = False,
     states: bool = False,
+    resets: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor, MaybeTensor, MaybeTensor]:
     """What `run` returns, with gradients that end at the multiples of k: between steps k-1 and k, 2k-1 and 2k, ...
 
@@ -41,21 +42,24 @@ def layer(
         k: steps of a segment.
         x: [T, B, I].
         ragged: whether T may be other than a multiple of k.
+        resets: where a reset goes back to, [D, N] of each state; () for zeros.
     """
     T, B, _ = x.shape
+    more = {"resets": resets} if resets else {}
     with torch.no_grad():
-        y, hn, cs, cn = run(x, h0, c0, weights, lengths, reset, spec, directions, recompute=False, states=True)
+        y, hn, cs, cn = run(x, h0, c0, weights, lengths, reset, spec, directions, recompute=False, states=True, **more)
     if lengths is None and ragged:
         lengths = torch.full((B,), T, dtype=torch.int64, device=x.device)
     if lengths is not None:
         lengths = lengths.clamp(0, T)
     parts = _Segments(k, T, B, lengths, reset, directions, ragged)
-    h0 = parts.initial(y.detach(), hn, h0)
-    c0 = None if cn is None else parts.initial(cs.detach(), cn, c0)  # type: ignore[union-attr]
+    start_h, start_c = (*resets, None, None)[:2]
+    h0 = parts.initial(y.detach(), hn, h0, start_h)
+    c0 = None if cn is None else parts.initial(cs.detach(), cn, c0, start_c)  # type: ignore[union-attr]
     of_parts = None if lengths is None else (lengths - parts.firsts(x.device)).clamp(0, k).flatten()
     reset = None if reset is None else parts.folded(reset)
     y, hn, cs, cn = run(
-        parts.folded(x), h0, c0, weights, of_parts, reset, spec, directions, recompute=recompute, states=states
+        parts.folded(x), h0, c0, weights, of_parts, reset, spec, directions, recompute=recompute, states=states, **more
     )
     cs = cs if cs is None or cs.dim() == 1 else parts.unfolded(cs)
     return parts.unfolded(y), parts.last(hn), cs, None if cn is None else parts.last(cn)
@@ -88,7 +92,7 @@ class _Segments:
         """[k, n*B, ...] to [T, B, ...]."""
         return t.view(self.k, self.n, self.B, *t.shape[2:]).transpose(0, 1).flatten(0, 1)[: self.T]
 
-    def initial(self, states: Tensor, like: Tensor, given: MaybeTensor) -> Tensor:
+    def initial(self, states: Tensor, like: Tensor, given: MaybeTensor, start: MaybeTensor) -> Tensor:
         """What each segment starts from, [D, n*B, H]: one of the first run's states [T, B, D*H], or the layer's own."""
         own = torch.zeros_like(like) if given is None else given
         kept = self._apart(states.view(*states.shape[:2], self.directions, -1))
@@ -97,7 +101,8 @@ class _Segments:
             return forward.flatten(0, 1).unsqueeze(0)
         reverse = kept[0, 1:, :, 1]
         if self.reset is not None:
-            reverse = reverse.masked_fill(self._apart(self.reset)[0, 1:].unsqueeze(2), 0.0)
+            crossed = self._apart(self.reset)[0, 1:].unsqueeze(2)
+            reverse = torch.where(crossed, 0.0 if start is None else start[1], reverse)
         if self.lengths is not None:  # a row that has ended by then starts in this segment
             ended = self.lengths <= self.firsts(own.device)[1:]
             reverse = torch.where(ended.unsqueeze(2), own[1], reverse)
