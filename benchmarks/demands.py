@@ -1,7 +1,7 @@
 """What is asked of fused layers beyond torch's: tasks, each with whom it is measured against and the ratio to keep.
 
 Every task is a call that returns what it computes, so that a wrong one is refused before it is timed. The first of a
-demand's tasks is torch's own: the measure of the others' errors.
+demand's tasks is torch's own, layer or ops: the measure of the others' errors.
 """
 
 from __future__ import annotations
@@ -145,6 +145,30 @@ def stream(case: Case, source: nn.RNNBase, data: Inputs) -> Tasks:
     return {"nn": lambda: task(source), "fusedrnn": lambda: task(ours), "frozen": kept}
 
 
+def normed(case: Case, source: nn.RNNBase, data: Inputs) -> Tasks:
+    """A training step with layer normalisation: a loop of PyTorch's ops, which is what there is without, and ours.
+
+    From states that are not zero: a c near 0 has a variance near 0, and what is divided by that is anybody's rounding.
+    """
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(2, 1, case.B, case.H, generator=generator).to(data.x.dtype)
+    hx = tuple(states) if source.mode == "LSTM" else states[0]
+
+    def task(backend: str) -> Task:
+        name = type(source).__name__
+        layer = getattr(fused_module(), name)(case.I, case.H, layer_norm=True, backend=backend).to(data.x.dtype)
+        layer.load_state_dict(source.state_dict(), strict=False)
+
+        def step() -> dict[str, Tensor]:
+            x = data.x.detach().requires_grad_()
+            names, weights = zip(*layer.named_parameters(), strict=True)
+            return dict(zip(("x", *names), torch.autograd.grad(layer(x, hx)[0], [x, *weights], data.gy), strict=True))
+
+        return step
+
+    return {"loop": task("reference"), "fusedrnn": task("cpu")}
+
+
 def _grid(cells: Sequence[str], *shapes: tuple[int, int, int, int]) -> list[Case]:
     return [Case(cell, *shape) for shape in shapes for cell in cells]
 
@@ -170,6 +194,7 @@ DEMANDS = (
         _grid(("gru", "lstm"), (100, 64, 128, 256), (512, 16, 128, 128), (1024, 16, 128, 128)),
         (Want("recompute", "gates", at_most=1.2),),
     ),
+    Demand("layer normalisation", normed, _grid(_CELLS, *_SMALL), (Want("loop", "fusedrnn", at_least=3),)),
     Demand(
         "one step a call",
         stream,

@@ -161,8 +161,8 @@ MUTATIONS = (
     Mutation("gradients of a variance do not come off", NORM, "* along[p]", "along[p]", "V(T(0))"),
     Mutation("padded rows of products are not zeroed", FORWARD, "none.store(f.products.at(t, b, s) + g * l.H + j, n)"),
     Mutation("a stream has the gains of the first", NORM_FORWARD, "f.norms.hh + (s * G + g)", "s * G", "0"),
-    Mutation("h sees the gain of the first stream's c", NORM_FORWARD, "f.norms, s * l.H + j", "s", "0"),
-    Mutation("what is kept is of another row", NORM_FORWARD, "row0 + i, products + i * l.ldp", "+ i * l", "+ 0 * l"),
+    Mutation("h sees the gain of the first stream's c", NORM_FORWARD, "f.norms, s * l.H + j", "s * l.H", "0 * l.H"),
+    Mutation("all rows have the product of the first", NORM_FORWARD, "products + i * l.ldp", "i * l.ldp", "0"),
     Mutation(
         "padded rows of dproducts are not zeroed",
         BACKWARD,
