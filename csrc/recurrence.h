@@ -14,9 +14,9 @@ constexpr int kGatesOf[] = {3, 4, 1, 1}, kKeptOf[] = {4, 4, 0, 0};  // by CellKi
 struct Problem {
   int cell, directions;
   int64_t T, B, S, H;
-  int64_t I;             // width of x where the kernel projects it itself, 0 where the projection is given
-  bool dropout = false;  // whether W_hh sees less than the state (Noise)
-  bool normed = false;   // whether products are normalised (Norms)
+  int64_t I;               // width of x where the kernel projects it itself, 0 where the projection is given
+  bool dropout = false;    // whether W_hh sees less than the state (Noise)
+  bool normed = false;     // whether products are normalised (Norms)
   bool goes_back = false;  // whether a reset goes back to a state of its own, not to zeros
 };
 

@@ -130,7 +130,7 @@ def masks(
     return lengths, reset
 
 
-def reset_state(given: object, reset: Tensor | None, sizes: Sequence[tuple[int, int]], weight: Tensor) -> list[Tensor]:
+def reset_state(given: Any, reset: Tensor | None, sizes: Sequence[tuple[int, int]], weight: Tensor) -> list[Tensor]:
     """The states that a reset goes back to: h and, of the LSTM, c, of these sizes, in the weights' dtype."""
     several = len(sizes) > 1
     states = list(given) if several and isinstance(given, (tuple, list)) else [given]

@@ -158,9 +158,10 @@ class _Layer(StandIn, nn.RNNBase):
             RuntimeError: a size or a device does not fit, or T is 0. Types and texts are torch's.
             UnsupportedProblem: the backend asked for by name cannot take this call; the text says why.
         """
-        asked = (lengths, reset, return_states, reset_state)
-        if self._pack is not None and (known := self._pack.run(self, input, hx, *asked)):
-            return known
+        if self._pack is not None:
+            known = self._pack.run(self, input, hx, lengths, reset, return_states, reset_state)
+            if known is not None:
+                return known
         if torchscript_traces():
             if lengths is not None or reset is not None or return_states:
                 raise UnsupportedProblem("lengths, reset and return_states have no TorchScript form; use torch.export")

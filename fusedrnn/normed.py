@@ -70,7 +70,7 @@ def _layer(
     gain_ih, gain_hh, gain_c, shift_c = (*gains, None, None, None, None)[:4]
     reset_h, reset_c = (*resets, None, None)[:2]
     source = x, w_ih, b_ih, gain_ih
-    loop = _gates_x(*source, spec, route, directions), h0, c0, w_hh, b_hh
+    loop = _gates_x(spec, route, directions, *source), h0, c0, w_hh, b_hh
     more = reset_h, reset_c, gain_hh, gain_c, shift_c
     save = torch.is_grad_enabled() and any_requires_grad(*loop, *more)
     # an exported program should be trainable
@@ -88,7 +88,7 @@ def _layer(
 
 
 def _gates_x(
-    x: Tensor, w_ih: Tensor, b_ih: Tensor | None, gain_ih: Tensor | None, spec: CellSpec, route: int, D: int
+    spec: CellSpec, route: int, D: int, x: Tensor, w_ih: Tensor, b_ih: Tensor | None, gain_ih: Tensor | None
 ) -> Tensor:
     """[T,B,D,G*H], of weights [D*G*H,I], biases [D*G*H] and gains [D,G*H]."""
     if gain_ih is None:
@@ -116,7 +116,7 @@ class NormScan(Function):
         saved = ctx.saved_tensors  # once: checkpoint makes them at every look
         if torch.is_grad_enabled() or traced() or maps_gradients():
             with without_autocast(saved[_SAVED - 1]):
-                grads = _by_the_reference(ctx, saved, upstream)
+                grads: Sequence[MaybeTensor] = _by_the_reference(ctx, saved, upstream)
         else:
             with _below_autograd():
                 grads = _by_the_adjoint(ctx, saved, upstream)
@@ -186,9 +186,10 @@ def _by_the_reference(ctx: Any, saved: Sequence[Any], upstream: Sequence[MaybeTe
     spec, D, graph = CELLS[ctx.cell], ctx.directions, torch.is_grad_enabled()
     with torch.enable_grad():
         # views: a gradient with respect to them ends there, even where two inputs are one tensor
-        own = [None if t is None else t.view_as(t) for t in (_gates_x(*source, spec, ctx.route, D), *inputs)]
-        loop, resets, norms = own[:5], *([t for t in some if t is not None] for some in (own[5:7], own[7:]))
-        out = reference.scan(*loop, lengths, reset, spec, D, mask_key, ctx.rates, norms, resets)
+        own = [None if t is None else t.view_as(t) for t in (_gates_x(spec, ctx.route, D, *source), *inputs)]
+        resets, norms = ([t for t in some if t is not None] for some in (own[5:7], own[7:]))
+        scan: Any = reference.scan
+        out = scan(*own[:5], lengths, reset, spec, D, mask_key, ctx.rates, norms, resets)
     ends = [(t, grad) for t, grad in zip(out, upstream[:5], strict=True) if grad is not None]
     places = (0, 1, 2, 3, 4, 7, 8, 9, 10, 11)  # of `own` among the op's arguments
     wanted = [(i, t) for i, t in zip(places, own, strict=True) if t is not None and ctx.needs_input_grad[i]]

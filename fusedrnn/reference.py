@@ -205,7 +205,8 @@ def scan(
     end = 10 + len(norms)
 
     def run(reverse: bool, *args: Any) -> States:
-        return _forward(reverse, *args[:10], None, args[10:end], args[end:], cell=cell)
+        forward: Callable[..., States] = _forward
+        return forward(reverse, *args[:10], norms=args[10:end], resets=args[end:], cell=cell)
 
     y, hn, gates, cs, cn = _each_direction(run, directions, sequences, dims, (1, 0, 1, 1, 0))
     return _swap(y), hn, _swap(gates), _swap(cs), cn

@@ -79,7 +79,7 @@ def test_options_that_the_direct_way_does_not_know_keep_it_shut(monkeypatch: pyt
             pack = _Pack(layer)
             ran.clear()
             for _ in range(2):
-                pack.run(layer, rand(1, 1, I), None, None, None, False)
+                pack.run(layer, rand(1, 1, I), None, None, None, False, None)
             assert len(ran) == times
 
 

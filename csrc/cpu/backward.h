@@ -191,9 +191,15 @@ struct Backward {
         if (!f.rows.real(t, b, s)) continue;
         const bool cut = l.cut(f.rows, t, b, s), starts = l.starts(f.rows, t, b, s);
         const int64_t edge = (s * l.B + b) * l.H;
-        h_before[i] = cut ? (l.goes_back ? f.reset_h + s * l.H : zeros) : !starts ? f.y.at(t_before, b, s) : f.h0 ? f.h0 + edge : zeros;
+        h_before[i] = cut       ? (l.goes_back ? f.reset_h + s * l.H : zeros)
+                      : !starts ? f.y.at(t_before, b, s)
+                      : f.h0    ? f.h0 + edge
+                                : zeros;
         if (C::kHasC)
-          c_before[i] = cut ? (l.goes_back ? f.reset_c + s * l.H : zeros) : !starts ? f.cs.at(t_before, b, s) : f.c0 ? f.c0 + edge : zeros;
+          c_before[i] = cut       ? (l.goes_back ? f.reset_c + s * l.H : zeros)
+                        : !starts ? f.cs.at(t_before, b, s)
+                        : f.c0    ? f.c0 + edge
+                                  : zeros;
         if (l.I) inputs[i] = f.x + t * f.x_t + b * f.x_b;
         time[i] = t;
         batch[i++] = b;

@@ -44,16 +44,16 @@ struct BackwardCall {
   Norms<const T> norms;        // where the problem is normed, like the two below
   Sequence<const T> products;  // what forward returned
   Sequence<T> dproducts;
-  const T *h0, *c0;           // [S, B, H], or null: zeros
+  const T *h0, *c0;            // [S, B, H], or null: zeros
   const T *reset_h, *reset_c;  // [S, H], where the problem goes_back
   T *dreset_h, *dreset_c;      // [S, B, H], likewise
-  Sequence<const T> y, cs;    // what forward returned
-  Kept<const T> kept, dkept;  // dkept: gradients that reach the kept values from a second derivative, or absent
-  Sequence<const T> dy, dcs;  // may be absent
-  const T *dhn, *dcn;         // may be null
-  Sequence<T> dgates_x, dq;   // [T, B, S, G H], and for the GRU [T, B, S, H]: gradient of q = W_hn h + b_hn; for a
-                              // normed LSTM that of the normalised c
-  T* dx;                      // [T, B, I] by strides; may be null
+  Sequence<const T> y, cs;     // what forward returned
+  Kept<const T> kept, dkept;   // dkept: gradients that reach the kept values from a second derivative, or absent
+  Sequence<const T> dy, dcs;   // may be absent
+  const T *dhn, *dcn;          // may be null
+  Sequence<T> dgates_x, dq;    // [T, B, S, G H], and for the GRU [T, B, S, H]: gradient of q = W_hn h + b_hn; for a
+                               // normed LSTM that of the normalised c
+  T* dx;                       // [T, B, I] by strides; may be null
   int64_t dx_t, dx_b;
   const Weights<T>* dweights;  // [S], or null: not wanted
   T *dh0, *dc0;                // [S, B, H], or null

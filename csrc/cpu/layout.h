@@ -48,9 +48,10 @@ template <class E, class C>
 struct Layout : Problem {
   static constexpr int W = Vec<E>::lanes, G = C::kGates, X = C::kParts;
   int64_t hv, iv, Hp, Ip;  // vectors and padded lengths of H and I
-  int64_t ldh, ldg, ldp;   // row strides of a state, of gate gradients and of products, off powers of two (cache-set conflicts)
-  Groups panels;           // forward: units of a panel; its block has G * units columns
-  Groups h_cols, x_cols;   // backward: column blocks of H and I
+  int64_t ldh, ldg,
+      ldp;        // row strides of a state, of gate gradients and of products, off powers of two (cache-set conflicts)
+  Groups panels;  // forward: units of a panel; its block has G * units columns
+  Groups h_cols, x_cols;  // backward: column blocks of H and I
   explicit Layout(const Problem& p)
       : Problem(p),
         hv(ceil_div(p.H, W)),

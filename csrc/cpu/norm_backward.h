@@ -51,9 +51,8 @@ void Backward<T, C>::back_to_product(int64_t s, int64_t step, int64_t row0, int6
     T* const gates = ring + i * l.ldg + kFirstH * l.Hp;
     const T* const product = f.products.at(t, b, s);
     T* const to = f.dproducts.at(t, b, s);
-    const auto load = [&](int64_t j, int g) __attribute__((always_inline)) {
-      return V::load(product + g * l.H + j, l.H - j);
-    };
+    const auto load = [&](int64_t j, int g)
+                          __attribute__((always_inline)) { return V::load(product + g * l.H + j, l.H - j); };
     const auto upward = [&](int64_t j, int g) __attribute__((always_inline)) {
       return V::load(gates + g * l.Hp + j) * V::load(f.norms.hh + (s * G + g) * l.H + j, l.H - j);
     };

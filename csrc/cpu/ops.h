@@ -45,7 +45,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> norm_scan_bac
     const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dcs, const OptionalTensor& dcn,
     const Tensor& gates, const Tensor& y, const OptionalTensor& h0, const OptionalTensor& cs, const OptionalTensor& c0,
     const Tensor& weight_hh, const Tensor& products, const OptionalTensor& lengths, const OptionalTensor& reset,
-    const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& gain_hh, const OptionalTensor& gain_c, const OptionalTensor& shift_c, const OptionalTensor& mask_key,
+    const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& gain_hh,
+    const OptionalTensor& gain_c, const OptionalTensor& shift_c, const OptionalTensor& mask_key,
     const std::vector<double>& rates, int64_t cell, int64_t directions, int64_t route);
 Tensor pointwise(const Tensor& x, bool tanh);
 }  // namespace fusedrnn::cpu

@@ -50,9 +50,9 @@ using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Six forward(const Tensor& gates_x, const OptionalTensor& h0, const OptionalTensor& c0, const Tensor& weight_hh,
-            const OptionalTensor& bias_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
-            const More& more, const OptionalTensor& mask_key, const std::vector<double>& rates, int64_t cell,
-            int64_t directions, bool save, int64_t route) {
+            const OptionalTensor& bias_hh, const OptionalTensor& lengths, const OptionalTensor& reset, const More& more,
+            const OptionalTensor& mask_key, const std::vector<double>& rates, int64_t cell, int64_t directions,
+            bool save, int64_t route) {
   const Noise noise = check_noise(mask_key, rates, cell);
   check_route(route);
   check_type(gates_x.scalar_type());
@@ -96,11 +96,11 @@ Six forward(const Tensor& gates_x, const OptionalTensor& h0, const OptionalTenso
 }
 
 Seven backward(const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dgates,
-              const OptionalTensor& dcs, const OptionalTensor& dcn, const Tensor& gates, const Tensor& y,
-              const OptionalTensor& h0, const OptionalTensor& cs, const OptionalTensor& c0, const Tensor& weight_hh,
-              const OptionalTensor& products, const OptionalTensor& lengths, const OptionalTensor& reset,
-              const More& more, const OptionalTensor& mask_key, const std::vector<double>& rates, int64_t cell,
-              int64_t directions, int64_t route) {
+               const OptionalTensor& dcs, const OptionalTensor& dcn, const Tensor& gates, const Tensor& y,
+               const OptionalTensor& h0, const OptionalTensor& cs, const OptionalTensor& c0, const Tensor& weight_hh,
+               const OptionalTensor& products, const OptionalTensor& lengths, const OptionalTensor& reset,
+               const More& more, const OptionalTensor& mask_key, const std::vector<double>& rates, int64_t cell,
+               int64_t directions, int64_t route) {
   check_route(route);
   const Noise noise = check_noise(mask_key, rates, cell);
   check_mean(noise, cell_kept(int(cell)));
@@ -153,7 +153,7 @@ Seven backward(const OptionalTensor& dy, const OptionalTensor& dhn, const Option
         [&](int thread) { k.backward(f, thread); });
   };
   if (B) compute == ScalarType::Double ? run(0.) : run(0.f);
-  return {as_type(dgates_x, type), as_type(dh0, type), as_type(dc0, type), as_type(dq, type),
+  return {as_type(dgates_x, type),  as_type(dh0, type),      as_type(dc0, type),     as_type(dq, type),
           as_type(dproducts, type), as_type(dreset_h, type), as_type(dreset_c, type)};
 }
 }  // namespace
@@ -164,8 +164,8 @@ Five scan(const Tensor& gates_x, const OptionalTensor& h0, const OptionalTensor&
           const OptionalTensor& mask_key, const std::vector<double>& rates, int64_t cell, int64_t directions, bool save,
           const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t route) {
   check_reserved(reset_h, reset_c, offsets);
-  auto [y, hn, gates, cs, cn, products] = forward(gates_x, h0, c0, weight_hh, bias_hh, lengths, reset, {}, mask_key,
-                                                  rates, cell, directions, save, route);
+  auto [y, hn, gates, cs, cn, products] =
+      forward(gates_x, h0, c0, weight_hh, bias_hh, lengths, reset, {}, mask_key, rates, cell, directions, save, route);
   return {y, hn, gates, cs, cn};
 }
 
@@ -185,20 +185,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
 Six norm_scan(const Tensor& gates_x, const OptionalTensor& h0, const OptionalTensor& c0, const Tensor& weight_hh,
               const OptionalTensor& bias_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
               const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& gain_hh,
-              const OptionalTensor& gain_c, const OptionalTensor& shift_c,
-              const OptionalTensor& mask_key, const std::vector<double>& rates, int64_t cell, int64_t directions,
-              bool save, int64_t route) {
+              const OptionalTensor& gain_c, const OptionalTensor& shift_c, const OptionalTensor& mask_key,
+              const std::vector<double>& rates, int64_t cell, int64_t directions, bool save, int64_t route) {
   return forward(gates_x, h0, c0, weight_hh, bias_hh, lengths, reset, {reset_h, reset_c, gain_hh, gain_c, shift_c},
                  mask_key, rates, cell, directions, save, route);
 }
 
 Seven norm_scan_backward(const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dcs,
-                        const OptionalTensor& dcn, const Tensor& gates, const Tensor& y, const OptionalTensor& h0,
-                        const OptionalTensor& cs, const OptionalTensor& c0, const Tensor& weight_hh,
-                        const Tensor& products, const OptionalTensor& lengths, const OptionalTensor& reset,
-                        const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& gain_hh,
-                        const OptionalTensor& gain_c, const OptionalTensor& shift_c, const OptionalTensor& mask_key,
-                        const std::vector<double>& rates, int64_t cell, int64_t directions, int64_t route) {
+                         const OptionalTensor& dcn, const Tensor& gates, const Tensor& y, const OptionalTensor& h0,
+                         const OptionalTensor& cs, const OptionalTensor& c0, const Tensor& weight_hh,
+                         const Tensor& products, const OptionalTensor& lengths, const OptionalTensor& reset,
+                         const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& gain_hh,
+                         const OptionalTensor& gain_c, const OptionalTensor& shift_c, const OptionalTensor& mask_key,
+                         const std::vector<double>& rates, int64_t cell, int64_t directions, int64_t route) {
   return backward(dy, dhn, std::nullopt, dcs, dcn, gates, y, h0, cs, c0, weight_hh, products, lengths, reset,
                   {reset_h, reset_c, gain_hh, gain_c, shift_c}, mask_key, rates, cell, directions, route);
 }
