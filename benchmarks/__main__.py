@@ -47,7 +47,8 @@ def run_study(options: argparse.Namespace) -> int:
         _check_data(options)
     if elsewhere := [name for name in names if options.device not in STUDIES[name].devices]:
         raise DataError(
-            f"{', '.join(elsewhere)} runs on no {options.device}: name those that do, or leave out --device"
+            f"{', '.join(elsewhere)} runs on no {options.device}: name those that do "
+            f"({', '.join(name for name in STUDIES if options.device in STUDIES[name].devices)}), or leave out --device"
         )
     if options.device == "cuda" and not torch.cuda.is_available():
         raise DataError("torch sees no GPU here")

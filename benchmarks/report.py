@@ -20,6 +20,9 @@ NO_KERNEL = (
     "**The fused CPU kernel did not run here: fusedrnn's layers took the backend {}, and their times are not the "
     "kernel's.** `python -m fusedrnn` says what is missing."
 )
+QUICK = (
+    "**A quick run: it shows that everything runs. Its few measurements decide nothing, whatever the verdicts say.**"
+)
 BUSY = (
     "**Other work kept this machine busy when the run began ({busy_cores} of {cores} cores): times, and the verdicts "
     "on speed, are of little worth.** Run it again on a quiet machine."
@@ -59,6 +62,8 @@ def write(folder: Path, rows: Sequence[Row], environment: dict[str, Any], *, int
     unjudged = [_open(study) for name, study in STUDIES.items() if name not in there]
     if environment.get("backend") not in (None, "cpu"):
         lead.append(NO_KERNEL.format(environment["backend"]))
+    if environment.get("effort") == "quick":
+        lead.append(QUICK)
     if environment.get("busy_cores", 0) > BUSY_SHARE * environment.get("cores", 1):
         lead.append(BUSY.format(**environment))
     if interrupted:

@@ -136,18 +136,31 @@ def reset_state(given: Any, reset: Tensor | None, sizes: Sequence[tuple[int, int
     states = list(given) if several and isinstance(given, (tuple, list)) else [given]
     if len(states) != len(sizes) or not all(isinstance(t, Tensor) for t in states):
         wanted = "a tuple of two tensors, h and c" if several else "a tensor"
-        raise TypeError(f"reset_state: Expected {wanted}, got {type(given).__name__}")
-    if reset is None:
-        raise ValueError("reset_state: there is no reset that would go back to it; pass reset= too, or leave it out")
+        got = type(given).__name__
+        if several and isinstance(given, (tuple, list)):
+            got = f"({', '.join(type(t).__name__ for t in given)})"
+        raise TypeError(f"reset_state: Expected {wanted}, got {got}")
+    reset_there(reset)
     for which, t, size in zip("hc", states, sizes, strict=False):
         name = f"reset_state's {which}" if several else "reset_state"
         if t.shape != size:
-            raise RuntimeError(f"{name}: Expected size {size}, layers times directions and units, got {list(t.shape)}")
+            raise RuntimeError(
+                f"{name}: Expected size {size}, layers times directions and units, with no axis of rows: one state for "
+                f"all; got {list(t.shape)}"
+            )
         if t.device != weight.device:
             raise RuntimeError(f"{name}: Expected a tensor on {weight.device}, as the weights, got one on {t.device}")
         if t.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
-            raise ValueError(f"{name}: Expected {weight.dtype}, as the weights, got {t.dtype}")
+            raise ValueError(
+                f"{name}: Expected {weight.dtype}, as the weights, got {t.dtype}. Convert it: .to({weight.dtype})"
+            )
     return states
+
+
+def reset_there(reset: object) -> None:
+    """A state to go back to needs something that goes back."""
+    if reset is None:
+        raise ValueError("reset_state: there is no reset that would go back to it; pass reset= too, or leave it out")
 
 
 def probability(name: str, value: Any, states: int = 1) -> None:

@@ -66,9 +66,9 @@ def why_left(module: nn.Module, ours: tuple[type[nn.Module], ...]) -> str | None
         return "its weights are quantized"
     scripted = getattr(module, "original_name", "")
     if scripted in ("GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"):
-        return "it is compiled by TorchScript: convert first, then script"
+        return f"it is an nn.{scripted} that TorchScript has compiled: convert first, then script"
     if not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         return None
     if any(base.__name__ == "FSDPModule" for base in cls.__mro__):
         return "FSDP2 has given it a class of its own: convert first, then shard"
-    return "its class derives from torch's, and its code may rely on what that does"
+    return "its class derives from torch's, and its code may rely on what that does: derive it from fusedrnn's"

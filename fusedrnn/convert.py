@@ -66,8 +66,9 @@ def convert(model: Model, *, backend: str = "auto", report: Callable[[Conversion
 def revert(model: Model) -> Model:
     """Undoes `convert`: every layer and cell of this package in `model`, itself included, becomes torch's, in place.
 
-    `backend` and `recompute` are forgotten. Layers built as this package's are reverted too:
-    `revert(copy.deepcopy(model))` is the model in torch's own layers, for whatever tool wants those.
+    `backend`, `recompute` and `bptt` are forgotten. Classes that derive from this package's stay. Layers built as this
+    package's are reverted too: `revert(copy.deepcopy(model))` is the model in torch's own layers, for whatever tool
+    wants those.
 
     Raises:
         TypeError: model is not a module.

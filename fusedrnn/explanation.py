@@ -102,12 +102,15 @@ def explain(
 
     Raises:
         TypeError: `layer` is no recurrent layer.
+        ValueError: there is a reset_state and no reset.
     """
     if not isinstance(layer, nn.RNNBase):
         raise TypeError(
             f"explain: Expected a GRU, LSTM or RNN layer, got {type(layer).__name__}. (A cell is one step, no loop: in "
             "plain eager mode 'auto' runs torch's own op.)"
         )
+    if reset_state is not None:
+        checks.reset_there(reset)
     problem = _problem(layer, input, hx, lengths, reset, return_states)
     problem = problem._replace(reset_state=reset_state is not None)
     asked = str(override() or getattr(layer, "backend", AUTO))

@@ -109,6 +109,11 @@ class _Layer(StandIn, nn.RNNBase):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What torch.jit.script compiles in our place."""
+        if type(self).forward is not _Layer.forward:
+            raise UnsupportedProblem(
+                f"{type(self).__name__} has a forward of its own, which torch.jit.script would leave out, because it "
+                "compiles torch's layer in this one's place; use torch.export"
+            )
         self._refuse_torchscript()
         return super().__prepare_scriptable__()
 
@@ -137,10 +142,10 @@ class _Layer(StandIn, nn.RNNBase):
                 jagged nested tensor [B, j, I]. Any strides; the weights' dtype, or any under autocast.
             hx: the initial state, zeros if None: h_0 [L*D, B, H], for the LSTM (h_0 [L*D, B, P or H], c_0 [L*D, B, H]);
                 without B for unbatched input. Any strides.
-            lengths: [B] integers, on any device, in any order, never read by the host: row b has `lengths[b]` steps,
-                the rest is padding. There, outputs are 0; h_n is the state after the last real step (h_0 if there is
-                none); the reverse direction starts at the last real step. Not with a PackedSequence or a nested tensor,
-                which carry their own.
+            lengths: [B] integers, on any device, in any order, never read by the host: row b has `lengths[b]` steps
+                (more than T mean T), the rest is padding. There, outputs are 0; h_n is the state after the last real
+                step (h_0 if there is none); the reverse direction starts at the last real step. Not with a
+                PackedSequence or a nested tensor, which carry their own.
             reset: [T, B] bool, [B, T] with `batch_first`, [T] unbatched. True at t separates step t-1 from step t of
                 that row: forward, step t starts from zero (at t = 0, hx is dropped); reverse, step t-1 does. No
                 gradient crosses. The result equals that of the segments run one by one.
@@ -154,7 +159,8 @@ class _Layer(StandIn, nn.RNNBase):
 
         Raises:
             ValueError: input is not 2-D or 3-D; its dtype or hx's is not the weights'; lengths or reset do not fit it;
-                it is nested, and not jagged in its second axis alone.
+                it is nested, and not jagged in its second axis alone; there is a reset_state and no reset.
+            TypeError: lengths, reset or reset_state is no tensor, or the LSTM's hx or reset_state no pair of them.
             RuntimeError: a size or a device does not fit, or T is 0. Types and texts are torch's.
             UnsupportedProblem: the backend asked for by name cannot take this call; the text says why.
         """
@@ -163,14 +169,17 @@ class _Layer(StandIn, nn.RNNBase):
             if known is not None:
                 return known
         if torchscript_traces():
-            if lengths is not None or reset is not None or return_states:
-                raise UnsupportedProblem("lengths, reset and return_states have no TorchScript form; use torch.export")
+            if lengths is not None or reset is not None or reset_state is not None or return_states:
+                raise UnsupportedProblem(
+                    "lengths, reset, reset_state and return_states have no TorchScript form; use torch.export"
+                )
             self._refuse_torchscript()
             return self._stock.forward(self, input, hx)
         if isinstance(input, PackedSequence):
             if lengths is not None or reset is not None or reset_state is not None:
                 raise ValueError(
-                    "a PackedSequence carries its lengths and takes no reset: pad it, and pass lengths=, reset="
+                    "a PackedSequence carries its lengths and takes no reset or reset_state: leave lengths= out, or "
+                    "pad it (torch.nn.utils.rnn.pad_packed_sequence) and pass lengths=, reset=, reset_state="
                 )
             return self._forward_packed(input, hx, return_states)
         rank, x, given = input.dim(), input, self._given(hx)
@@ -323,7 +332,7 @@ class GRU(_Layer):
             all steps.
         layer_norm: normalise W_ih x_t and W_hh h_{t-1} over the units of r and z together and of n, with gains of their
             own and before the biases are added (Ba, Kiros and Hinton 2016, arXiv:1607.06450; docs/maths.md tells it
-            from other variants). By the `reference` backend alone so far.
+            from other variants). `explain` says who runs it.
 
     Attributes:
         weight_ih_l{k}, weight_ih_l{k}_reverse: [3*H, I], [3*H, D*H] for k > 0, rows in the order r, z, n.

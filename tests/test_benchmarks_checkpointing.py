@@ -106,7 +106,11 @@ def test_rows_alone_go_to_the_file_named(tmp_path, monkeypatch, one_thread):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize(
-    ("name", "complaint"), [("kernels", "kernels runs on no cuda"), ("checkpointing", "torch sees no GPU here")]
+    ("name", "complaint"),
+    [
+        ("kernels", "kernels runs on no cuda: name those that do (providers, text,"),
+        ("checkpointing", "torch sees no GPU here"),
+    ],
 )
 def test_a_device_that_is_not_there_is_said(tmp_path, capsys, name, complaint):
     assert command.main(["study", name, "--device", "cuda", "--out", str(tmp_path / "out")]) == 2

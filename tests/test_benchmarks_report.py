@@ -245,7 +245,9 @@ def test_study_quick(tmp_path, capsys, tiny):
     assert {row.study for row in rows} == set(STUDIES)
     assert not [row for row in rows if row.metric == "failed"]
     assert {"speedup", "bytes_kept", "epoch_time", "accuracy", "accuracy_at_gap"} <= {row.metric for row in rows}
-    assert "## Verdicts" in (tmp_path / "report.md").read_text()
+    told = (tmp_path / "report.md").read_text()
+    assert "## Verdicts" in told
+    assert "A quick run: it shows that everything runs." in told
     assert command.main(["report", str(tmp_path)]) == 0
 
 

@@ -196,12 +196,13 @@ def test_reports_what_was_replaced_and_what_was_left_and_why() -> None:
     assert [(one.name, one.why.split(":")[0]) for one in told.left] == [
         ("2", "its class derives from torch's, and its code may rely on what that does"),
         ("3", "it is this package's already"),
-        ("6", "it is compiled by TorchScript"),
+        ("6", "it is an nn.GRU that TorchScript has compiled"),
     ]
     assert str(told).splitlines()[:3] == [
         "convert: 3 replaced, 3 left",
         "  1.0: torch.nn.LSTM -> fusedrnn.LSTM",
-        f"  2: {__name__}.Mine left: its class derives from torch's, and its code may rely on what that does",
+        f"  2: {__name__}.Mine left: its class derives from torch's, and its code may rely on what that does: "
+        "derive it from fusedrnn's",
     ]
     fusedrnn.convert(nn.GRU(I, I), report=reports.append)
     assert str(reports[1]) == "convert: 1 replaced, 0 left\n  (the model): torch.nn.GRU -> fusedrnn.GRU"

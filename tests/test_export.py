@@ -64,6 +64,18 @@ class Model(nn.Module):
         return y
 
 
+class Own(fusedrnn.LSTM):
+    """With a forward that torch's layer has not."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return x * 0
+
+
+def test_script_refuses_a_forward_that_it_would_leave_out() -> None:
+    with pytest.raises(UnsupportedProblem, match="Own has a forward of its own"):
+        torch.jit.script(nn.Sequential(Own(I, H)))
+
+
 @each_layer
 def test_script(name: str) -> None:
     layer = pair(name, **STACK)[1].eval()

@@ -195,6 +195,12 @@ def test_errors() -> None:
         (ValueError, "reset_state: there is no reset", gru, {"reset_state": start}),
         (RuntimeError, r"reset_state: Expected size \(1, \d+\)", gru, {"reset": RESET, "reset_state": start[0]}),
         (TypeError, "reset_state: Expected a tuple of two tensors", lstm, {"reset": RESET, "reset_state": start}),
+        (
+            TypeError,
+            r"two tensors, h and c, got \(Tensor, NoneType\)",
+            lstm,
+            {"reset": RESET, "reset_state": (start, None)},
+        ),
         (TypeError, "reset_state: Expected a tensor, got float", gru, {"reset": RESET, "reset_state": 0.0}),
         (RuntimeError, "reset_state's c: Expected size", lstm, {"reset": RESET, "reset_state": (start, start[0])}),
         (ValueError, "reset_state: Expected torch.float64", gru, {"reset": RESET, "reset_state": start.float()}),
@@ -203,6 +209,8 @@ def test_errors() -> None:
             layer(x, **given)
     with pytest.raises(ValueError, match="a PackedSequence carries its lengths and takes no reset"):
         gru(pack_sequence([x[:, 0]]), reset_state=start)
+    with pytest.raises(ValueError, match="reset_state: there is no reset"):
+        fusedrnn.explain(gru, x, reset_state=start)
     gru.backend = "aten"
     with pytest.raises(UnsupportedProblem, match=r"torch's own op has no reset, reset_state"):
         gru(x, reset=RESET, reset_state=start)
