@@ -94,7 +94,10 @@ def _cuda_why_not(p: Problem) -> Reason:
         return ops.cuda_missing
     if p.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         return f"it computes in float16, bfloat16, float32 and float64, not in {dtype_name(p.dtype)}"
-    return _loop_why_not(p)
+    reason = _loop_why_not(p)
+    if reason is None and p.layer_norm and p.H % 8:  # padded weights would change mean and variance
+        return f"with layer_norm it takes a multiple of 8 hidden units, not {p.H}"
+    return reason
 
 
 @modes.constant

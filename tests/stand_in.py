@@ -20,8 +20,8 @@ def stand_in() -> Iterator[None]:
     _formulas()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(products, "layers_allow_tf32", lambda: False)
-        patch.setattr(ops, "scan", host().scan.default)
-        patch.setattr(ops, "scan_backward", host().scan_backward.default)
+        for name in ("scan", "scan_backward", "norm_scan", "norm_scan_backward"):
+            patch.setattr(ops, name, getattr(host(), name).default)
         patch.setattr(ops, "cuda_missing", None)
         patch.setattr(backends, "GPU", "cpu")
         backends._remembered.cache_clear()

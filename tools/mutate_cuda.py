@@ -46,7 +46,8 @@ def build(copy: Path, compiler: str) -> tuple[Path, list[Fault]]:
     library = copy / "cuda_library.so"
     flags = ["-std=c++20", "-O1", "-fPIC", "-DFUSEDRNN_HOST_DEVICE", "-w", f"-I{copy / 'csrc'}", "-x", "c++"]
     cuda = copy / "csrc/cuda"
-    sources = [copy / "tests/cpp/cuda_library.cpp", *(cuda / name for name in ("plan.cpp", "run.cpp", "step.cu"))]
+    kernels = ("plan.cpp", "run.cpp", "step.cu", "norm_step.cu")
+    sources = [copy / "tests/cpp/cuda_library.cpp", *(cuda / name for name in kernels)]
     instances = sorted((cuda / "instances").glob("*.cu"))
     for instance in instances:
         if "instantiate.h" in instance.read_text() and not instance.stem.startswith(tuple(KERNELS)):

@@ -51,12 +51,18 @@ struct Step {
         t(walk.time(step_)),
         H(f.problem.H) {}
 
-  FUSEDRNN_DEVICE void run() const {
-    if (thread_id() < kTileRows) list_source(thread_id());
+  // The sums of the product, for every thread to read. List: what says for a row of the tile what is multiplied.
+  template <class List>
+  FUSEDRNN_DEVICE void multiply(List list) const {
+    if (thread_id() < kTileRows) list(thread_id());
     cta_sync();
     const bool multiplies = vote_any(Tile::sources()[lane_id()] != nullptr);  // the same in every warp
     if (multiplies) Product::run(static_cast<const Stored*>(f.w) + walk.s * G * H * H, tile);
     cta_sync();
+  }
+
+  FUSEDRNN_DEVICE void run() const {
+    multiply([&](int row) { list_source(row); });
     const int64_t unit = tile.unit0 + thread_id() % Tile::kUnits;
     if (unit >= H) return;
     for (int row = thread_id() / Tile::kUnits; row < tile.rows; row += kStepThreads / Tile::kUnits) {
@@ -79,16 +85,21 @@ struct Step {
     if (row < tile.rows) {
       if constexpr (kPass == Pass::forward) {
         if (walk.real(t, b)) source = input(b);
-      } else if (step + 1 < f.problem.T) {
-        const int64_t after = walk.time(step + 1);
-        if (walk.real(after, b) && !walk.cut(after, b)) {
-          source = static_cast<const Stored*>(f.dgates_x) + walk.row(after, b) * G * H;
-          if (kHasQ) source_q = static_cast<const Stored*>(f.dq) + walk.row(after, b) * H;
-        }
+      } else if (takes_over(b)) {
+        const int64_t after = walk.row(walk.time(step + 1), b);
+        source = static_cast<const Stored*>(f.dgates_x) + after * G * H;
+        if (kHasQ) source_q = static_cast<const Stored*>(f.dq) + after * H;
       }
     }
     Tile::sources()[row] = source;
     Tile::sources()[kTileRows + row] = source_q;
+  }
+
+  // Whether there is a step after this one that takes over the row's state.
+  FUSEDRNN_DEVICE bool takes_over(int64_t b) const {
+    if (step + 1 >= f.problem.T) return false;
+    const int64_t after = walk.time(step + 1);
+    return walk.real(after, b) && !walk.cut(after, b);
   }
 
   FUSEDRNN_DEVICE bool drops() const { return f.noise.dropout > 0; }
@@ -209,16 +220,22 @@ struct Step {
   }
 };
 
-// Blocks: unit tile fastest, then batch tile, then stream.
+// Of a CTA: its stream, first batch row and first unit. Blocks: unit tile fastest, then batch tile, then stream.
+struct StepPlace {
+  int64_t s, b0, unit0;
+
+  FUSEDRNN_DEVICE StepPlace(const StepCall& given, int units) {
+    const Problem& n = given.call.problem;
+    const int64_t unit_tiles = (n.H + units - 1) / units, batch_tiles = (n.B + given.tile_rows - 1) / given.tile_rows;
+    const int64_t block = block_id(), tile = block / unit_tiles;
+    s = tile / batch_tiles, b0 = tile % batch_tiles * given.tile_rows, unit0 = block % unit_tiles * units;
+  }
+};
+
 template <class P, class C, Pass kPass, bool kNoise>
 FUSEDRNN_KERNEL(kStepThreads)
 time_step(const StepCall given, int64_t step) {
-  const Problem& n = given.call.problem;
-  constexpr int kUnits = StepTile<P, C, kPass>::kUnits;
-  const int64_t unit_tiles = (n.H + kUnits - 1) / kUnits, batch_tiles = (n.B + given.tile_rows - 1) / given.tile_rows;
-  const int64_t block = block_id(), tile = block / unit_tiles;
-  Step<P, C, kPass, kNoise>(given, step, tile / batch_tiles, tile % batch_tiles * given.tile_rows,
-                            block % unit_tiles * kUnits)
-      .run();
+  const StepPlace at(given, StepTile<P, C, kPass>::kUnits);
+  Step<P, C, kPass, kNoise>(given, step, at.s, at.b0, at.unit0).run();
 }
 }  // namespace fusedrnn::cuda
