@@ -91,7 +91,8 @@ class Check:
 
         self.check: Any = cuda_calls
         self.library = cuda_calls.load(library)
-        self.runs = [(-1, case, run) for case in cuda_calls.step_cases() for run in cuda_calls.prepare(case)]
+        steps = ((cuda_calls.STEP, cuda_calls.step_cases()), (cuda_calls.NORM_STEP, cuda_calls.norm_cases()))
+        self.runs = [(row, case, run) for row, cases in steps for case in cases for run in cuda_calls.prepare(case)]
         self.instances = cuda_calls.instances(self.library)
         for instance in self.instances:
             precision = list(cuda_calls.PRECISIONS)[instance.precision]

@@ -8,6 +8,9 @@
 #include "cuda/matmul.h"
 #include "cuda/torch_device.h"
 #include "schemas.h"
+#if defined(FUSEDRNN_HOST_DEVICE)
+#include "host_device/machine.h"
+#endif
 
 namespace fusedrnn::cuda {
 namespace {
@@ -83,6 +86,8 @@ struct Table {
 int64_t only_row = -1;  // a test tries the kernels one by one
 
 void only(int64_t row) { only_row = row; }
+// Of the launches to come: the order of warps and of late stores.
+void seed(int64_t value) { host_device::seed() = unsigned(value); }
 std::vector<int64_t> rows() {  // the fields of every instance, one after the other
   size_t count = 0;
   const Instance* const all = instances(&count);
@@ -352,10 +357,12 @@ STABLE_TORCH_LIBRARY(fusedrnn_host, m) {
   m.def(fusedrnn::kNormScanSchema);
   m.def(fusedrnn::kNormScanBackwardSchema);
   m.def("only(int row) -> ()");
+  m.def("seed(int value) -> ()");
   m.def("rows() -> int[]");
 }
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn_host, CompositeExplicitAutograd, m) {
   m.impl("only", TORCH_BOX(&fusedrnn::cuda::only));
+  m.impl("seed", TORCH_BOX(&fusedrnn::cuda::seed));
   m.impl("rows", TORCH_BOX(&fusedrnn::cuda::rows));
 }
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn_host, CPU, m) {
