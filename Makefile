@@ -12,13 +12,15 @@ PIP := $(PY) -m pip --disable-pip-version-check
 CODE := $(shell find csrc tools -type f -not -name '*.pyc') setup.py pyproject.toml
 CUDA_ARCHS ?= 80 90a
 
-.PHONY: help setup study test test-fast check bench gpu kernels-check mutations clean
+.PHONY: help setup study study-full test test-fast check bench gpu kernels-check mutations clean
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1: \2/p' Makefile
 
 setup: $(VENV)/.built ## .venv with torch, the compiled kernels and what tests and studies need
 study: setup ## the main job: fused layers, torch's layers and convolution compared on real input; writes a report
 	$(PY) -m benchmarks study $(ARGS)
+study-full: setup ## the same with larger grids, more models and seeds: up to an hour
+	$(PY) -m benchmarks study --full $(ARGS)
 test: setup ## the whole test suite
 	$(PY) -m pytest $(ARGS)
 test-fast: setup ## the tests that take a moment, up to the first failure

@@ -132,6 +132,15 @@ inline void check_mean(const Noise& noise, bool kept) {
       noise.drawn || noise.zoneout_h == 0 || kept,
       "fusedrnn: rates: the adjoint of an RNN with zoneout's expectation cannot be had from its output alone");
 }
+// Gains and shifts of layer normalisation.
+inline void check_norms(const Tensor& gain_hh, const OptionalTensor& gain_c, const OptionalTensor& shift_c,
+                        const Sizes& n, int64_t cell, ScalarType type) {
+  check_like("gain_hh", gain_hh, {n.S, n.G * n.H}, type);
+  check_like("gain_c", gain_c, {n.S, n.H}, type);
+  check_like("shift_c", shift_c, {n.S, n.H}, type);
+  STD_TORCH_CHECK(gain_c.has_value() == (cell == kLstm) && (gain_c || !shift_c),
+                  "fusedrnn: gain_c, shift_c: the LSTM has a gain of c and may have a shift, other cells have none");
+}
 // The arguments of the op `scan_backward`.
 inline Sizes check_scan_backward(const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dgates,
                                  const OptionalTensor& dcs, const OptionalTensor& dcn, const Tensor& gates,

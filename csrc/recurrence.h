@@ -16,6 +16,7 @@ struct Problem {
   int64_t T, B, S, H;
   int64_t I;             // width of x where the kernel projects it itself, 0 where the projection is given
   bool dropout = false;  // whether W_hh sees less than the state (Noise)
+  bool normed = false;   // whether products are normalised (Norms)
 };
 
 // Which steps of which rows are real, and where a row starts anew. Either pointer may be null.
@@ -61,5 +62,11 @@ struct Kept {  // the Z values that backward needs, of one step and row, one vec
 template <class T>
 struct Weights {  // of one stream: [G H, I], [G H, H], [G H], [G H]; biases may be null
   T *ih, *hh, *b_ih, *b_hh;
+};
+
+// Gains and shifts of layer normalisation, of all streams: [S, G H], [S, H], [S, H]. Those of c are the LSTM's; no shift: 0.
+template <class T>
+struct Norms {
+  T *hh, *c, *c_shift;
 };
 }  // namespace fusedrnn

@@ -52,8 +52,6 @@ class Backend:
 
 def _loop_why_not(p: Problem) -> Reason:
     """Of the time loop, whichever kernel runs it."""
-    if p.layer_norm and p.traced:
-        return "with layer_norm it runs in plain eager mode alone, without torch.compile, torch.func and forward mode"
     if p.zoneout and not p.drawn and p.grad and not p.cell.kept:
         return "in eval it has no gradients of an RNN with zoneout"
     return "it has no projection (proj_size)" if p.proj_size else None

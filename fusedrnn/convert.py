@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 from torch import nn
 from torch.nn.utils import parametrize
 
 from . import backends, cells, modules
+from .conversion import Conversion, Converted, class_name, why_left
 from .standin import OWN_ATTRIBUTES, regularisers
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -23,7 +25,7 @@ _FUSED: dict[type[nn.Module], type[nn.Module]] = {
 _STOCK = {fused: stock for stock, fused in _FUSED.items()}
 
 
-def convert(model: Model, *, backend: str = "auto") -> Model:
+def convert(model: Model, *, backend: str = "auto", report: Callable[[Conversion], object] | None = None) -> Model:
     """Makes every nn.GRU, LSTM, RNN, GRUCell, LSTMCell and RNNCell in `model`, itself included, one of this package's.
 
     In place, and as little as can be: each layer stays the object it was, with its Parameters (optimizers stay valid),
@@ -34,20 +36,30 @@ def convert(model: Model, *, backend: str = "auto") -> Model:
     Args:
         model: any module.
         backend: what the `backend` of every converted layer is set to.
+        report: called at the end with what was replaced, what was left and why: `report=print` shows it.
 
     Returns:
         model.
 
     Raises:
-        TypeError: model is not a module.
-        ValueError: backend is unknown; nothing has been converted then.
+        TypeError: model is not a module, or report cannot be called.
+        ValueError: backend is unknown. Nothing has been converted after either.
     """
     backends.check_name(backend)
-    for module in _modules(model, "convert"):
+    if report is not None and not callable(report):
+        raise TypeError(f"convert: report: expected a function, such as print, got {type(report).__name__}")
+    told = []
+    for name, module in _modules(model, "convert"):
+        before = class_name(_plain(module))
         if _change_class(module, _FUSED):
             module.backend = backend  # type: ignore[assignment]
             if isinstance(module, nn.RNNBase):
                 module.recompute = False
+            told.append(Converted(name, before, class_name(_plain(module))))
+        elif (why := why_left(module, tuple(_STOCK))) is not None:
+            told.append(Converted(name, before, None, why))
+    if report is not None:
+        report(Conversion(told))
     return model
 
 
@@ -62,32 +74,33 @@ def revert(model: Model) -> Model:
         ValueError: a layer has zoneout, recurrent_dropout, weight_dropout or layer_norm, which torch's have not;
             nothing has been reverted then.
     """
-    found = [module for module in _modules(model, "revert") if _target(module, _STOCK) is not None]
-    for module in found:
+    found = [(name, module) for name, module in _modules(model, "revert") if _target(module, _STOCK) is not None]
+    for name, module in found:
+        which = f"{_plain(module).__name__} {name!r}" if name else f"the {_plain(module).__name__}"
         if getattr(module, "layer_norm", False):
             raise ValueError(
-                f"revert: a {type(module).__name__} has layer_norm, which torch's layers have not, nor its Parameters. "
-                "Leave it out of the model that is reverted"
+                f"revert: {which} has layer_norm, which torch's layers have not, nor its Parameters. Leave it out of "
+                "the model that is reverted"
             )
-        if names := regularisers(module):
+        if options := regularisers(module):
             raise ValueError(
-                f"revert: a {type(module).__name__} has {', '.join(names)}, which torch's layers have not: what it "
-                "computes would change. Set it to 0 first"
+                f"revert: {which} has {', '.join(options)}, which torch's layers have not: what it computes would "
+                "change. Set it to 0 first"
             )
-    for module in found:
+    for _, module in found:
         _change_class(module, _STOCK)
-        for name in OWN_ATTRIBUTES:
-            module.__dict__.pop(name, None)
+        for own in OWN_ATTRIBUTES:
+            module.__dict__.pop(own, None)
         if isinstance(module, nn.RNNBase):
             module._update_flat_weights()
             module.flatten_parameters()
     return model
 
 
-def _modules(model: nn.Module, verb: str) -> list[nn.Module]:
+def _modules(model: nn.Module, verb: str) -> list[tuple[str, nn.Module]]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{verb}: expected a torch.nn.Module, got {type(model).__name__}")
-    return list(model.modules())
+    return list(model.named_modules())
 
 
 def _change_class(module: nn.Module, table: dict[type[nn.Module], type[nn.Module]]) -> bool:
@@ -101,6 +114,11 @@ def _change_class(module: nn.Module, table: dict[type[nn.Module], type[nn.Module
 
 
 def _target(module: nn.Module, table: dict[type[nn.Module], type[nn.Module]]) -> type[nn.Module] | None:
-    """The class that the table has for `module`, or for what its parametrization's class derives from."""
-    cls = type(module)
-    return table.get(cls.__bases__[0] if cls not in table and parametrize.is_parametrized(module) else cls)
+    """The class that the table has for `module`."""
+    return table.get(type(module) if type(module) in table else _plain(module))
+
+
+def _plain(module: nn.Module) -> type[nn.Module]:
+    """A module's class; where it wears a parametrization's, the one that derives from."""
+    cls: type[nn.Module] = type(module)
+    return cls.__bases__[0] if parametrize.is_parametrized(module) else cls

@@ -155,6 +155,58 @@ def _scan_backward_fake(
     )
 
 
+def _norm_scan_fake(
+    gates_x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    gain_hh: Tensor,
+    gain_c: Tensor | None,
+    shift_c: Tensor | None,
+    mask_key: Tensor | None,
+    rates: Sequence[float],
+    cell: int,
+    directions: int,
+    save: bool,
+    route: int = 0,
+) -> tuple[Tensor, ...]:
+    loop, masks = (gates_x, h0, c0, weight_hh, bias_hh), (lengths, reset, None, None, None, mask_key)
+    results = _scan_fake(*loop, *masks, rates, cell, directions, save)
+    return *results, gates_x.new_empty(gates_x.shape if save else (0,))
+
+
+def _norm_scan_backward_fake(
+    dy: Tensor | None,
+    dhn: Tensor | None,
+    dcs: Tensor | None,
+    dcn: Tensor | None,
+    gates: Tensor,
+    y: Tensor,
+    h0: Tensor | None,
+    cs: Tensor | None,
+    c0: Tensor | None,
+    weight_hh: Tensor,
+    products: Tensor,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    gain_hh: Tensor,
+    gain_c: Tensor | None,
+    shift_c: Tensor | None,
+    mask_key: Tensor | None,
+    rates: Sequence[float],
+    cell: int,
+    directions: int,
+    route: int = 0,
+) -> tuple[Tensor, ...]:
+    kept, masks = (gates, y, h0, cs, c0, weight_hh), (lengths, reset)
+    dgates_x, dh0, dc0, dq = _scan_backward_fake(dy, dhn, None, dcs, dcn, *kept, *masks, cell, directions)
+    dq = y.new_empty(y.shape) if CELLS[cell] == LSTM else dq
+    return dgates_x, dh0, dc0, dq, y.new_empty(dgates_x.shape)
+
+
 def _layer_fake(
     x: Tensor,
     h0: Tensor | None,
@@ -220,5 +272,7 @@ for _name, _fake in (
     ("layer", _layer_fake),
     ("layer_backward", _layer_backward_fake),
     ("product", _product_fake),
+    ("norm_scan", _norm_scan_fake),
+    ("norm_scan_backward", _norm_scan_backward_fake),
 ):
     torch.library.register_fake(f"fusedrnn::{_name}", _fake)

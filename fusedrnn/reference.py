@@ -18,8 +18,8 @@ keeps the state that the step began with and does not become what the cell makes
 before zoneout. Without a key it becomes the mean of both, weighted by the probability. Recurrent dropout: the product
 with W_hh, and it alone, sees the state times one mask a sequence. `philox` says what is drawn.
 
-Layer normalisation: each product with W_ih and W_hh is normalised, by itself, before its bias is added, and the LSTM's c
-where the output's tanh takes it; the c that is carried on is not. `scan_backward` has none.
+Layer normalisation: each product with W_ih and W_hh is normalised, by itself, before its bias is added, and the LSTM's
+c where the output's tanh takes it; the c that is carried on is not. `scan_backward` has none.
 
 Over 400 lines: forward, its adjoint and what they share are one specification.
 """

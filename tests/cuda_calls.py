@@ -104,7 +104,7 @@ FIELDS = (
     "w", "bias", "h0", "c0", "gates_x", "y", "cs", "gates", "hn", "cn", "dy", "dgates", "dcs", "dhn", "dcn", "dgates_x",
     "dq", "dh0", "dc0", "gain", "gain_c", "shift_c", "products", "dproducts",
 )  # fmt: skip
-"""The tensors of a Call and of its Norms, in their order."""
+"""The tensors of a Call and of its NormTensors, in their order."""
 STEP, NORM_STEP = -1, -2
 """In place of a row of the table: the time-step kernel, without and with layer normalisation."""
 

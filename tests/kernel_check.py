@@ -1,4 +1,4 @@
-"""The CPU kernel's four ops against the reference, masks and all: run by test_kernel.py, here or under another setting.
+"""The CPU kernel's ops against the reference, masks and all: run by test_kernel.py, here or under another setting.
 
 `python tests/kernel_check.py` runs the checks in a process of its own, where FUSEDRNN_ISA chooses the instruction set,
 FUSEDRNN_SPLIT how threads share the work, and FUSEDRNN_POISON fills the kernel's scratch memory with NaN.
@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from close import assert_no_worse
 from torch import Tensor
 
-from fusedrnn import ops, reference
+from fusedrnn import normed, ops, reference
 from fusedrnn.spec import CELLS, LSTM, CellSpec
 
 BOUND = {torch.float64: 2e-14, torch.float32: 1e-6, torch.bfloat16: 5e-3}
@@ -44,6 +45,9 @@ SHARED = ((3, 5, 4, 50), (2, 3, 16, 96), (5, 64, 3, 70), (4, 35, 40, 47))
 """For several threads, which get rows, units and streams of their own; backward too has several chunks of steps."""
 
 
+NORMED = ((9, 6, 5, 20), (2, 40, 5, 150), (2, 3, 16, 96), (1, 4, 5, 50), (5, 64, 3, 70))
+"""Of these the sizes that layer normalisation is tried at."""
+
 NAMES = ("y", "hn", "cs", "cn")
 """What a layer returns."""
 
@@ -62,6 +66,11 @@ class Case:
     directions: int
     mask_key: Tensor | None = None
     rates: tuple[float, ...] = ()
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """T, B, I, H."""
+        return (*self.x.shape, self.states[0].shape[-1])
 
     @functools.cached_property
     def layer_truth(self) -> tuple[dict[str, Tensor], list[Tensor]]:
@@ -93,6 +102,36 @@ class Case:
         kept = (gates, y, h0, cs if lstm else None, c0, w_hh)
         expected = reference.scan_backward(*upstream, *kept, lengths, reset, spec, D, *noise)
         return (gates_x, h0, c0, w_hh, b_hh), (lengths, reset), (*upstream, *kept), (*want, *expected)
+
+    @functools.cached_property
+    def norm_truth(self) -> tuple[list[Tensor | None], tuple[Tensor | None, ...], dict[torch.dtype, list[Tensor]]]:
+        """What norm_scan takes, its masks, and by the reference in each type the results and every gradient."""
+        inputs, masks, _, _ = self.scan_truth
+        spec, D, (_, H) = self.cell, self.directions, self.weights[1].shape
+        generator = torch.Generator().manual_seed(7)
+
+        def near_one(n: int) -> Tensor:
+            return 1 + torch.randn(D, n, generator=generator, dtype=torch.float64) / 4
+
+        lstm = spec is LSTM
+        gains = [near_one(len(spec.gates) * H), near_one(H) if lstm else None, near_one(H) - 1 if lstm else None]
+        given = [*inputs, *gains]
+        results = {}
+        for dtype in FULL:
+            leaves = [None if t is None else t.detach().to(dtype).requires_grad_() for t in given]
+            norms = [t for t in leaves[5:] if t is not None]
+            noise = (self.mask_key, self.rates)
+            y, hn, _, cs, cn = reference.scan(*leaves[:5], *masks, spec, D, *noise, norms)
+            out = [y, hn, *((cs, cn) if lstm else ())]
+            wanted = [t for t in leaves if t is not None]
+            results[dtype] = [t.detach() for t in (*out, *torch.autograd.grad(out, wanted, self.reaching(dtype)))]
+        return given, masks, results
+
+    def reaching(self, dtype: torch.dtype) -> list[Tensor]:
+        """The gradients of the loop's y and hn, and of the LSTM's cs and cn."""
+        of = self.upstream
+        dy, dcs = (of[name].unflatten(-1, (self.directions, -1)) for name in ("y", "cs"))
+        return [t.to(dtype) for t in (dy, of["hn"], *((dcs, of["cn"]) if self.cell is LSTM else ()))]
 
     @functools.cached_property
     def noises(self) -> dict[str, Case]:
@@ -194,6 +233,29 @@ def check_scan(case: Case) -> None:
         _compare([*found, *back], [*want], dtype)
 
 
+def check_norm(case: Case) -> None:
+    """`norm_scan`, and every gradient that `norm_scan_backward` leads to; and inference gives the bits of training."""
+    given, (lengths, reset), results = case.norm_truth
+    code, D, noise = case.cell.code, case.directions, (case.mask_key, case.rates)
+    for dtype in FULL:
+        args = [None if t is None else t.detach().to(dtype).requires_grad_() for t in given]
+        y, hn, _, cs, cn, _ = normed.NormScan.apply(
+            *args[:5], lengths, reset, *args[5:], *noise, code, D, True, 0, *[None] * 4
+        )
+        out = [y, hn, *((cs, cn) if case.cell is LSTM else ())]
+        grads = torch.autograd.grad(out, [t for t in args if t is not None], case.reaching(dtype))
+        with torch.no_grad():
+            plain = ops.norm_scan(*args[:5], lengths, reset, *args[5:], *noise, code, D, False)
+        inferred = [plain[0], plain[1], *(plain[3:5] if case.cell is LSTM else ())]
+        assert all(torch.equal(a, b) for a, b in zip(out, inferred, strict=True)), "inference and training differ"
+        found = [*out, *grads]
+        if dtype == torch.float64:
+            _compare(found, results[dtype], dtype, 1e-11)
+        else:
+            named = [{str(i): t for i, t in enumerate(ts)} for ts in (found, results[torch.float64], results[dtype])]
+            assert_no_worse(*named)
+
+
 def check_bfloat(case: Case) -> None:
     """`layer` and `scan` for inference in bfloat16: right, and the same bits again."""
     want, given, masks, want_of_scan = case.bfloat_truth
@@ -212,13 +274,13 @@ def check_bfloat(case: Case) -> None:
     _compare([found[i] for i in kept], [want_of_scan[i] for i in kept], x.dtype)
 
 
-def _compare(found: list[Tensor], want: list[Tensor], dtype: torch.dtype) -> None:
+def _compare(found: list[Tensor], want: list[Tensor], dtype: torch.dtype, bound: float | None = None) -> None:
     assert len(found) == len(want)
     for i, (a, b) in enumerate(zip(found, (t.detach() for t in want), strict=True)):
         assert a.shape == b.shape, f"#{i}: {tuple(a.shape)}, expected {tuple(b.shape)}"
         assert a.dtype == dtype
-        error = float((a.double() - b).norm()) / (float(b.norm()) or 1.0)
-        assert error <= BOUND[dtype], f"#{i}: relative error {error:.1e}, allowed {BOUND[dtype]:.0e}"  # NaN fails too
+        error, allowed = float((a.double() - b).norm()) / (float(b.norm()) or 1.0), bound or BOUND[dtype]
+        assert error <= allowed, f"#{i}: relative error {error:.1e}, allowed {allowed:.0e}"  # NaN fails too
 
 
 @functools.lru_cache(maxsize=8)
@@ -239,6 +301,9 @@ def prepare(sizes: tuple[tuple[int, int, int, int], ...]) -> None:
     for plain, noise in with_noise(sizes):
         for truth in (plain.layer_truth, plain.scan_truth, noise.scan_truth, plain.bfloat_truth):
             assert truth
+        if plain.size in NORMED:
+            assert plain.norm_truth
+            assert noise.norm_truth
 
 
 def check_all(sizes: tuple[tuple[int, int, int, int], ...]) -> int:
@@ -249,13 +314,17 @@ def check_all(sizes: tuple[tuple[int, int, int, int], ...]) -> int:
     """
     number = 0
     for plain, noise in with_noise(sizes):
-        for check, case in ((check_layer, plain), (check_scan, plain), (check_scan, noise), (check_bfloat, plain)):
+        checks = [(check_layer, plain), (check_scan, plain), (check_scan, noise), (check_bfloat, plain)]
+        if plain.size in NORMED:
+            checks += [(check_norm, plain), (check_norm, noise)]
+        for check, case in checks:
             try:
                 check(case)
             except AssertionError as error:
-                size = (*case.x.shape, case.states[0].shape[-1])
                 masks = "no masks" if case.lengths is None else "lengths and reset"
-                what = f"{check.__name__}, {case.cell.name}, {case.directions}-directional, T B I H = {size}, {masks}"
+                what = (
+                    f"{check.__name__}, {case.cell.name}, {case.directions}-directional, T B I H = {case.size}, {masks}"
+                )
                 what += f", rates {case.rates}" if case.rates else ""
                 raise AssertionError(f"{what}: {error}") from error
         number += 1

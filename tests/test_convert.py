@@ -176,7 +176,49 @@ def test_classes_derived_from_torchs_are_left_alone(name: str) -> None:
         assert [type(m) for m in model] == [mine, both]
 
 
+class Mine(nn.GRU):
+    """A user's own."""
+
+
+def test_reports_what_was_replaced_and_what_was_left_and_why() -> None:
+    model = nn.Sequential(
+        nn.Linear(I, I), nn.Sequential(nn.LSTM(I, I)), Mine(I, I), fusedrnn.RNN(I, I), nn.GRUCell(I, I),
+        parametrizations.weight_norm(nn.GRU(I, I), "weight_hh_l0"), torch.jit.script(nn.GRU(I, I)),
+    )  # fmt: skip
+    reports: list[Any] = []
+    assert fusedrnn.convert(model, report=reports.append) is model
+    (told,) = reports
+    assert [(one.name, one.before, one.after) for one in told.replaced] == [
+        ("1.0", "torch.nn.LSTM", "fusedrnn.LSTM"),
+        ("4", "torch.nn.GRUCell", "fusedrnn.GRUCell"),
+        ("5", "torch.nn.GRU", "fusedrnn.GRU"),
+    ]
+    assert [(one.name, one.why.split(":")[0]) for one in told.left] == [
+        ("2", "its class derives from torch's, and its code may rely on what that does"),
+        ("3", "it is this package's already"),
+        ("6", "it is compiled by TorchScript"),
+    ]
+    assert str(told).splitlines()[:3] == [
+        "convert: 3 replaced, 3 left",
+        "  1.0: torch.nn.LSTM -> fusedrnn.LSTM",
+        f"  2: {__name__}.Mine left: its class derives from torch's, and its code may rely on what that does",
+    ]
+    fusedrnn.convert(nn.GRU(I, I), report=reports.append)
+    assert str(reports[1]) == "convert: 1 replaced, 0 left\n  (the model): torch.nn.GRU -> fusedrnn.GRU"
+
+
+def test_reports_quantized_layers(recwarn: pytest.WarningsRecorder) -> None:
+    model = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.LSTM(I, H)), {nn.LSTM})
+    reports: list[Any] = []
+    fusedrnn.convert(model, report=reports.append)
+    assert [one.why for one in reports[0].left] == ["its weights are quantized"]
+
+
 def test_errors() -> None:
+    model = nn.Sequential(nn.GRU(I, H))
+    with pytest.raises(TypeError, match="report: expected a function, such as print, got bool"):
+        fusedrnn.convert(model, report=True)
+    assert type(model[0]) is nn.GRU
     for change in (fusedrnn.convert, fusedrnn.revert):
         with pytest.raises(TypeError, match=r"expected a torch.nn.Module, got type"):
             change(nn.GRU)

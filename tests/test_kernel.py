@@ -52,6 +52,8 @@ def test_agrees_with_the_reference(cell: CellSpec, directions: int, masks: tuple
         kernel_check.check_layer(case)
         for given in (case, *(kernel_check.noisy(case, noise) for noise in kernel_check.NOISES)):
             kernel_check.check_scan(given)
+            if size in kernel_check.NORMED:
+                kernel_check.check_norm(given)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from close import assert_same
-from noisy_loop import STACK, each_layer, make, seeded
+from noisy_loop import STACK, each_backend, each_layer, make, seeded
 from normed_loop import WIDE, Weights, loop, shaken
 from pairs import B, H, I, T, gradients, initial, rand, tensors
 from torch import Tensor
@@ -19,8 +19,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import fusedrnn
 
 
-def compared(layer: Any, **masks: Tensor) -> None:
+def compared(layer: Any, backend: str, **masks: Tensor) -> None:
     """Values and gradients, of everything."""
+    layer.backend = backend
     x, hx = rand(T, B, I).requires_grad_(), [h.requires_grad_() for h in tensors([initial(layer)])]
     leaves = [x, *hx, *layer.parameters()]
     found, expected = tensors(layer(x, state(hx), **masks)), loop(layer, x, hx, **masks)
@@ -32,19 +33,24 @@ def state(hx: Any) -> Any:
 
 
 @each_layer
+@each_backend
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "nobias"])
-def test_equals_a_naive_loop(name: str, bias: bool) -> None:
+def test_equals_a_naive_loop(name: str, bias: bool, backend: str) -> None:
     layer = shaken(make(name, *WIDE, **STACK, bias=bias, layer_norm=True))
-    compared(layer)
-    compared(layer, lengths=torch.tensor([2, T, 0]))
-    compared(layer, lengths=torch.tensor([4, T, 1]), reset=torch.rand(T, B) < 0.4)
+    compared(layer, backend)
+    compared(layer, backend, lengths=torch.tensor([2, T, 0]))
+    compared(layer, backend, lengths=torch.tensor([4, T, 1]), reset=torch.rand(T, B) < 0.4)
 
 
-def test_relu_and_projections() -> None:
-    compared(shaken(make("RNN", *WIDE, nonlinearity="relu", layer_norm=True)))
-    for bias in (True, False):
-        layer = shaken(make("LSTM", *WIDE, proj_size=8, **STACK, bias=bias, layer_norm=True))
-        compared(layer, lengths=torch.tensor([2, T, 0]))
+@each_backend
+def test_relu(backend: str) -> None:
+    compared(shaken(make("RNN", *WIDE, nonlinearity="relu", layer_norm=True)), backend)
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "nobias"])
+def test_projections(bias: bool) -> None:
+    layer = shaken(make("LSTM", *WIDE, proj_size=8, **STACK, bias=bias, layer_norm=True))
+    compared(layer, "auto", lengths=torch.tensor([2, T, 0]))
 
 
 @each_layer

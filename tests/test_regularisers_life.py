@@ -154,7 +154,7 @@ def test_functional_is_the_module(name: str) -> None:
 
 def test_revert_refuses_and_changes_nothing() -> None:
     model = nn.Sequential(fusedrnn.GRU(I, H), fusedrnn.GRU(I, H, zoneout=0.1, weight_dropout=0.2))
-    with pytest.raises(ValueError, match="a GRU has zoneout, weight_dropout, which torch's layers have not"):
+    with pytest.raises(ValueError, match="revert: GRU '1' has zoneout, weight_dropout, which torch's layers have not"):
         fusedrnn.revert(model)
     assert [type(layer) for layer in model] == [fusedrnn.GRU] * 2
     model[1].zoneout = model[1].weight_dropout = 0.0

@@ -36,8 +36,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LATE_US, MOST_SECONDS = 250, 120  # of a thread that comes late; of one run, which hangs if it takes longer
 SPLITS, THREADS = ("columns", "batch"), (2, 3, 4)  # on four: two directions at once, each on a team of two
 LOOPS = FORWARD, BACKWARD, BFLOAT = tuple(f"csrc/cpu/{name}.h" for name in ("forward", "backward", "bfloat"))
-BARRIER, LAYOUT, NOISE = (f"csrc/cpu/{name}.h" for name in ("barrier", "layout", "noise"))
-SOURCES = (*LOOPS, BARRIER, LAYOUT, NOISE)
+BARRIER, LAYOUT, NOISE, NORM = (f"csrc/cpu/{name}.h" for name in ("barrier", "layout", "noise", "norm"))
+NORM_FORWARD, NORM_BACKWARD = (f"csrc/cpu/norm_{name}.h" for name in ("forward", "backward"))
+SOURCES = (*LOOPS, BARRIER, LAYOUT, NOISE, NORM, NORM_FORWARD, NORM_BACKWARD)
 WAIT = re.compile(r"\b(all|team)\.wait\(\)(?=;)")
 
 
@@ -137,6 +138,32 @@ MUTATIONS = (
         "false",
     ),
     Mutation("backward: gradients reach what W_hh did not see", BACKWARD, "if (l.dropout) more", "l.dropout", "false"),
+    Mutation("padding counts in a variance", NORM, "first_lanes(load(j, g) - mean[Parts::of(g)], H - j)", "H - j", "W"),
+    Mutation("a variance without eps", NORM, "T(kNormEps)", "kNormEps", "0"),
+    Mutation("a mean over one gate of several", NORM, "T(Parts::gates(p) * H)", "Parts::gates(p)", "1"),
+    Mutation("gradients of a mean do not come off", NORM, "upward(j, g) - even[p]", "even[p]", "V(T(0))"),
+    Mutation("gradients of a variance do not come off", NORM, "* along[p]", "along[p]", "V(T(0))"),
+    Mutation("padded rows of products are not zeroed", FORWARD, "none.store(f.products.at(t, b, s) + g * l.H + j, n)"),
+    Mutation("a stream has the gains of the first", NORM_FORWARD, "f.norms.hh + (s * G + g)", "s * G", "0"),
+    Mutation("h sees the gain of the first stream's c", NORM_FORWARD, "f.norms, s * l.H + j", "s", "0"),
+    Mutation("what is kept is of another row", NORM_FORWARD, "row0 + i, products + i * l.ldp", "+ i * l", "+ 0 * l"),
+    Mutation(
+        "padded rows of dproducts are not zeroed",
+        BACKWARD,
+        "none.store(f.dproducts.at(t, b, s) + g * l.H + v * W, l.H - v * W)",
+    ),
+    Mutation(
+        "backward: h saw c after zoneout", NORM_BACKWARD, "f.noise.zoneout_c > 0", "f.noise.zoneout_c > 0", "false"
+    ),
+    Mutation("all of dh reaches c, zoneout or not", NORM_BACKWARD, "* kept[3] * subtract", "kept[3]", "V(T(1))"),
+    Mutation("the product gets the gradients of what follows it", NORM_BACKWARD, "d.store(gates + g * l.Hp + j)"),
+    Mutation(
+        "what c's normalisation hands on is left out",
+        BACKWARD,
+        "dcell + V::load(of_c + l.Hp)",
+        "V::load(of_c + l.Hp)",
+        "V(T(0))",
+    ),
     Mutation("bfloat: teams share a barrier", BFLOAT, "+ 8 * (thread - me.column),", "(thread - me.column)", "0"),
     Mutation("bfloat: one buffer of h's tiles instead of two", BFLOAT, "(2 * s + (step & 1))", "(step & 1)", "0"),
     Mutation("bfloat: zeros are not written", BFLOAT, "zeros[j] = 0"),
@@ -271,8 +298,9 @@ def check(copy: Path, mutant: int, split: str, said: Connection) -> None:
     library = ctypes.CDLL(str(copy / "fusedrnn/_C.so"))
     ctypes.c_int.in_dll(library, "fusedrnn_mutant").value = mutant
     last_is_late = ctypes.c_int.in_dll(library, "fusedrnn_last_is_late")
-    names = ("layer", "layer_backward", "scan", "scan_backward")
+    names = ("layer", "layer_backward", "scan", "scan_backward", "norm_scan", "norm_scan_backward")
     kernel_check.ops = SimpleNamespace(**{name: partial(on_threads, getattr(kernel_check.ops, name)) for name in names})
+    kernel_check.normed.ops = kernel_check.ops
     for threads, last in itertools.product(THREADS, (1, 0)):
         last_is_late.value = last
         try:

@@ -11,10 +11,14 @@ struct Lstm {
 
   template <class V>
   static FUSEDRNN_CELL V forward(const V* a, V, V& c, V* kept) {
+    c = next_c(a, c, kept);
+    return kept[3] * hyperbolic_tangent(c);
+  }
+  template <class V>
+  static FUSEDRNN_CELL V next_c(const V* a, V c, V* kept) {
     const V i = sigmoid(a[0]), f = sigmoid(a[1]), g = hyperbolic_tangent(a[2]), o = sigmoid(a[3]);
-    c = multiply_add(f, c, i * g);
     kept[0] = i, kept[1] = f, kept[2] = g, kept[3] = o;
-    return o * hyperbolic_tangent(c);
+    return multiply_add(f, c, i * g);
   }
 
   // The c' of a step whose state became another one.
@@ -27,8 +31,14 @@ struct Lstm {
   // output); out, of c_before.
   template <class V>
   static FUSEDRNN_CELL V backward(V dh, const V* kept, const V* dkept, V, V, V c_before, V c, V& dc, V* da) {
-    const V one(1), i = kept[0], f = kept[1], g = kept[2], o = kept[3], tanh_c = hyperbolic_tangent(c);
-    const V sum = multiply_add(dh * o, subtract_product(one, tanh_c, tanh_c), dc);
+    const V one(1), tanh_c = hyperbolic_tangent(c);
+    dc = multiply_add(dh * kept[3], subtract_product(one, tanh_c, tanh_c), dc);
+    return backward_from_c(dh, kept, dkept, c_before, tanh_c, dc, da);
+  }
+  // The same from the whole gradient of c', where h' = o tanh_c. dc: in, that; out, of c_before.
+  template <class V>
+  static FUSEDRNN_CELL V backward_from_c(V dh, const V* kept, const V* dkept, V c_before, V tanh_c, V& dc, V* da) {
+    const V one(1), i = kept[0], f = kept[1], g = kept[2], o = kept[3], sum = dc;
     da[0] = multiply_add(sum, g, dkept[0]) * (i * (one - i));
     da[1] = multiply_add(sum, c_before, dkept[1]) * (f * (one - f));
     da[2] = multiply_add(sum, i, dkept[2]) * subtract_product(one, g, g);

@@ -12,6 +12,7 @@
 #pragma once
 #include "cpu/barrier.h"
 #include "cpu/noise.h"
+#include "cpu/norm.h"
 #include "cpu/scratch.h"
 
 namespace fusedrnn::cpu::FUSEDRNN_ISA {
@@ -96,9 +97,9 @@ struct Backward {
           const int64_t row0 = first[step - from], row1 = first[step - from + 1];
           if (f.rows.lengths && f.dgates_x) clear_padded_rows(s, step);
           if (f.noise.any())
-            pointwise<true>(s, step, row0, row1);
+            step_gates<true>(s, step, row0, row1);
           else
-            pointwise<false>(s, step, row0, row1);
+            step_gates<false>(s, step, row0, row1);
           team.wait();
           step_back(s, step, row0, row1);
         }
@@ -197,14 +198,34 @@ struct Backward {
       for (int64_t v = v0; v < v1; v++) {
         const V none(T(0));
         for (int g = 0; g < G; g++) none.store(f.dgates_x.at(t, b, s) + g * l.H + v * W, l.H - v * W);
-        if (X > G) none.store(f.dq.at(t, b, s) + v * W, l.H - v * W);
+        if (f.dq) none.store(f.dq.at(t, b, s) + v * W, l.H - v * W);
+        if (l.normed)
+          for (int g = 0; g < G; g++) none.store(f.dproducts.at(t, b, s) + g * l.H + v * W, l.H - v * W);
       }
     }
   }
 
+  template <bool kNoise>
+  void step_gates(int64_t s, int64_t step, int64_t row0, int64_t row1) const {
+    if (!l.normed) return pointwise<kNoise, false>(s, step, row0, row1);
+    if constexpr (C::kHasC) back_to_c<kNoise>(s, step, row0, row1);
+    pointwise<kNoise, true>(s, step, row0, row1);
+    back_to_product(s, step, row0, row1);
+  }
+  // norm_backward.h
+  template <bool kNoise>
+  void back_to_c(int64_t s, int64_t step, int64_t row0, int64_t row1) const;
+  void back_to_product(int64_t s, int64_t step, int64_t row0, int64_t row1) const;
+
+  // Zeros in the padding: there forward may hold 0 * inf, which would reach every unit by way of dh.
+  FUSEDRNN_INLINE void load_kept(int64_t t, int64_t b, int64_t s, int64_t v, V* kept) const {
+    for (int z = 0; z < Z; z++)
+      kept[z] = V::load(f.kept.at(t, b, s) + v * f.kept.vector + z * f.kept.value, l.H - v * W);
+  }
+
   // The pointwise half of a step: from dh (and dy) to the gates' gradients, the biases', and what of dh goes straight
   // to the state before.
-  template <bool kNoise>
+  template <bool kNoise, bool kNormed>
   void pointwise(int64_t s, int64_t step, int64_t row0, int64_t row1) const {
     const int64_t t = l.time(s, step);
     for (int64_t v = v0; v < v1; v++) {
@@ -215,8 +236,7 @@ struct Backward {
         const int64_t b = batch[i];
         V kept[Z + 1], dkept[4], part[X], g = V::load(dh(s, b) + j), h(T(0)), y(T(0)), c_old(T(0)), c(T(0)),
                                           dcell(T(0));
-        // zeros in the padding: there forward may hold 0 * inf, which would reach every unit by way of dh
-        for (int z = 0; z < Z; z++) kept[z] = V::load(f.kept.at(t, b, s) + v * f.kept.vector + z * f.kept.value, n);
+        load_kept(t, b, s, v, kept);
         for (int z = 0; z < 4; z++)
           dkept[z] =
               z < Z && f.dkept ? V::load(f.dkept.at(t, b, s) + v * f.dkept.vector + z * f.dkept.value, n) : V(T(0));
@@ -239,7 +259,14 @@ struct Backward {
             if (f.noise.zoneout_c > 0) c = C::own_c(kept, c_old);
           }
         }
-        V rest = C::backward(g, kept, dkept, h, y, c_old, c, dcell, part);
+        V rest(T(0));
+        if constexpr (kNormed && C::kHasC) {
+          const T* const of_c = ring + i * l.ldg + j;  // what back_to_c left there
+          dcell = dcell + V::load(of_c + l.Hp);
+          C::backward_from_c(g, kept, dkept, c_old, V::load(of_c), dcell, part);
+        } else {
+          rest = C::backward(g, kept, dkept, h, y, c_old, c, dcell, part);
+        }
         if constexpr (kNoise) rest = rest + h_stays, dcell = dcell + c_stays;
         const bool cut = f.rows.reset && l.cut(f.rows, t, b, s);
         (cut ? V(T(0)) : rest).store(dh(s, b) + j);

@@ -11,6 +11,7 @@
 #include "cpu/barrier.h"
 #include "cpu/dots.h"
 #include "cpu/noise.h"
+#include "cpu/norm.h"
 #include "cpu/scratch.h"
 
 namespace fusedrnn::cpu::FUSEDRNN_ISA {
@@ -220,6 +221,8 @@ struct Forward {
         if (ended_just_now) V::load(state(s, step) + b * l.ldh + j).store(state(s, step + 1) + b * l.ldh + j);
         none.store(f.y.at(t, b, s) + j, n);
         if (C::kHasC && f.cs) none.store(f.cs.at(t, b, s) + j, n);
+        if (f.products)
+          for (int g = 0; g < G; g++) none.store(f.products.at(t, b, s) + g * l.H + j, n);
         if (f.kept && !f.kept.padded)
           for (int z = 0; z < Z; z++) none.store(f.kept.at(t, b, s) + v * f.kept.vector + z * f.kept.value, n);
       }
@@ -235,32 +238,52 @@ struct Forward {
       if (C::kHasC) c_rows[i] = anew ? zeros : cell(s) + b * l.ldh;
       if (l.dropout) seen_rows[i] = anew ? zeros : seen(s, step) + b * l.ldh;
     }
+    if (l.normed) return take_normed_step(s, step, t, row0, rows);
     for (int64_t q = p0; q < p1; q++) {
       const int64_t p = step & 1 ? p1 - 1 - (q - p0) : q;  // there and back: what L2 just read is read first
-      const int64_t v = l.panels.first(p), width = l.panels.width(p), ldc = X * W * width;
-      const int cols = block_cols(p);
-      T* const gates = ring(p) + row0 * ldc;
-      if (plan.in_place) {
-        for (int64_t u = 0; u < width; u++)
-          for (int g = 0; g < G; g++) {
-            const int64_t row = Slots<C>::h_gate(g) * l.H + (v + u) * W;
-            T* const out = gates + (u * X + kFirstH + g) * W;
-            dots(Dots<T>{out, ldc, out, ldc, seen_rows, f.weights[s].hh + row * l.H, l.H - (v + u) * W, l.H}, rows);
-          }
-      } else {
-        for (int j = 0; j < G * width; j += cols) {
-          T* const out = gates + (kFirstH + j) * W;
-          gemm(cols,
-               Gemm<T>{out, ldc, out, ldc, seen_rows, 0, 1, packed_h(s) + v * W * G * l.H + j * l.H * W, cols * W, l.H},
-               rows);
-        }
-      }
-      if (f.noise.any())
-        step_units<true>(s, step, t, row0, rows, v, width, gates);
-      else
-        step_units<false>(s, step, t, row0, rows, v, width, gates);
+      const int64_t ldc = X * W * l.panels.width(p);
+      T* const gates = ring(p) + row0 * ldc + kFirstH * W;
+      multiply(s, p, gates, ldc, gates, rows);
+      step_panel(s, step, t, row0, rows, p);
     }
   }
+
+  // to = init + what W_hh sees of the step's rows, times W_hh, for a panel's units; init: `to` itself, or null for zeros.
+  void multiply(int64_t s, int64_t p, T* to, int64_t ldc, const T* init, int64_t rows) const {
+    const int64_t v = l.panels.first(p), width = l.panels.width(p);
+    const int cols = block_cols(p);
+    if (plan.in_place) {
+      for (int64_t u = 0; u < width; u++)  // more than one only where G = 1
+        for (int g = 0; g < G; g++) {
+          const int64_t row = Slots<C>::h_gate(g) * l.H + (v + u) * W;
+          T* const out = to + (u * G + g) * W;
+          dots(Dots<T>{out, ldc, init ? out : zeros, init ? ldc : 0, seen_rows, f.weights[s].hh + row * l.H,
+                       l.H - (v + u) * W, l.H},
+               rows);
+        }
+    } else {
+      for (int j = 0; j < G * width; j += cols)
+        gemm(cols,
+             Gemm<T>{to + j * W, ldc, init ? init + j * W : nullptr, ldc, seen_rows, 0, 1,
+                     packed_h(s) + v * W * G * l.H + j * l.H * W, cols * W, l.H},
+             rows);
+    }
+  }
+
+  void step_panel(int64_t s, int64_t step, int64_t t, int64_t row0, int64_t rows, int64_t p) const {
+    const int64_t v = l.panels.first(p), width = l.panels.width(p);
+    const T* const gates = ring(p) + row0 * X * W * width;
+    if (f.noise.any())
+      step_units<true>(s, step, t, row0, rows, v, width, gates);
+    else
+      step_units<false>(s, step, t, row0, rows, v, width, gates);
+  }
+
+  // norm_forward.h
+  void take_normed_step(int64_t s, int64_t step, int64_t t, int64_t row0, int64_t rows) const;
+  void add_normalised(int64_t s, int64_t t, int64_t b, int64_t in_chunk, const T* products) const;
+  template <bool kNoise>
+  void step_row(int64_t s, int64_t step, int64_t t, int64_t b, int64_t i, int64_t in_chunk) const;
 
   template <bool kNoise>
   void step_units(int64_t s, int64_t step, int64_t t, int64_t row0, int64_t rows, int64_t v, int64_t width,
@@ -274,31 +297,41 @@ struct Forward {
   template <bool kNoise>
   FUSEDRNN_INLINE void step_unit(int64_t s, int64_t step, int64_t t, int64_t b, int64_t i, int64_t v,
                                  const T* gates) const {
-    const int64_t j = v * W, n = l.H - j;
+    const int64_t j = v * W;
     V part[X], kept[Z + 1], c(T(0));
     for (int slot = 0; slot < X; slot++) part[Slots<C>::part(slot)] = V::load(gates + slot * W);
     if (C::kHasC) c = V::load(c_rows[i] + j);
     const V h_old = V::load(h_rows[i] + j), c_old = c;
-    V h = C::forward(part, h_old, c, kept);
+    const V h = C::forward(part, h_old, c, kept);
+    pass_h<kNoise>(s, step, t, b, j, h_old, h);
+    if constexpr (C::kHasC) pass_c<kNoise>(s, t, b, j, c_old, c);
+    keep(t, b, s, v, kept);
+  }
+
+  // The states of a step go on to the next one, and out.
+  template <bool kNoise>
+  FUSEDRNN_INLINE void pass_h(int64_t s, int64_t step, int64_t t, int64_t b, int64_t j, V h_old, V h) const {
     if constexpr (kNoise) {
-      const V one(T(1)), of_h = old_share<T>(f.noise, kZoneoutH, t, b, s, j);
-      h = portion(of_h, h_old) + portion(one - of_h, h);
-      if constexpr (C::kHasC) {
-        const V of_c = old_share<T>(f.noise, kZoneoutC, t, b, s, j);
-        c = portion(of_c, c_old) + portion(one - of_c, c);
-      }
+      const V of_h = old_share<T>(f.noise, kZoneoutH, t, b, s, j);
+      h = portion(of_h, h_old) + portion(V(T(1)) - of_h, h);
       if (l.dropout) (h * V::load(mask(s) + b * l.ldh + j)).store(seen(s, step + 1) + b * l.ldh + j);
     }
     h.store(state(s, step + 1) + b * l.ldh + j);
-    h.store(f.y.at(t, b, s) + j, n);
-    if (C::kHasC) {
-      c.store(cell(s) + b * l.ldh + j);
-      if (f.cs) c.store(f.cs.at(t, b, s) + j, n);
+    h.store(f.y.at(t, b, s) + j, l.H - j);
+  }
+  template <bool kNoise>
+  FUSEDRNN_INLINE void pass_c(int64_t s, int64_t t, int64_t b, int64_t j, V c_old, V c) const {
+    if constexpr (kNoise) {
+      const V of_c = old_share<T>(f.noise, kZoneoutC, t, b, s, j);
+      c = portion(of_c, c_old) + portion(V(T(1)) - of_c, c);
     }
-    if (Z && f.kept) {
-      T* const to = f.kept.at(t, b, s) + v * f.kept.vector;
-      for (int z = 0; z < Z; z++) kept[z].store(to + z * f.kept.value, f.kept.padded ? int64_t(W) : n);
-    }
+    c.store(cell(s) + b * l.ldh + j);
+    if (f.cs) c.store(f.cs.at(t, b, s) + j, l.H - j);
+  }
+  FUSEDRNN_INLINE void keep(int64_t t, int64_t b, int64_t s, int64_t v, const V* kept) const {
+    if (!Z || !f.kept) return;
+    T* const to = f.kept.at(t, b, s) + v * f.kept.vector;
+    for (int z = 0; z < Z; z++) kept[z].store(to + z * f.kept.value, f.kept.padded ? int64_t(W) : l.H - v * W);
   }
 };
 }  // namespace fusedrnn::cpu::FUSEDRNN_ISA

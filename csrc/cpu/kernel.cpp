@@ -1,8 +1,8 @@
 // The CPU kernel, compiled once per row of isa.txt with -DFUSEDRNN_ISA=<name> and that row's flags. Everything sits in
 // the namespace of its instruction set, and no torch header and no function of the standard library is used: a weak
 // symbol that was compiled for AVX-512 would be merged by the linker for all. tests/test_build.py looks at the symbols.
-#include "cpu/backward.h"
-#include "cpu/forward.h"
+#include "cpu/norm_backward.h"
+#include "cpu/norm_forward.h"
 #if defined(__AMX_BF16__)
 #include "cpu/bfloat.h"
 #endif

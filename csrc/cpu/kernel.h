@@ -19,9 +19,11 @@ struct ForwardCall {
   int64_t x_t, x_b;
   Sequence<const T> gates_x;        // [T, B, S, G H], where I = 0: W_ih x + b_ih
   const Weights<const T>* weights;  // [S]; ih and b_ih null where I = 0
+  Norms<const T> norms;             // where the problem is normed, which has I = 0
   const T *h0, *c0;                 // [S, B, H], or null: zeros
   Sequence<T> y, cs;                // [T, B, S, H]; cs is the LSTM's and may be absent
   Kept<T> kept;                     // may be absent: inference
+  Sequence<T> products;             // [T, B, S, G H]: W_hh h before it is normalised; may be absent
   T *hn, *cn;                       // [S, B, H]
   T* scratch;                       // forward_scratch() elements
   int64_t* epochs;                  // 8 a thread (a cache line), zeroed
@@ -38,12 +40,16 @@ struct BackwardCall {
   const T* x;
   int64_t x_t, x_b;
   const Weights<const T>* weights;
+  Norms<const T> norms;        // where the problem is normed, like the two below
+  Sequence<const T> products;  // what forward returned
+  Sequence<T> dproducts;
   const T *h0, *c0;           // [S, B, H], or null: zeros
   Sequence<const T> y, cs;    // what forward returned
   Kept<const T> kept, dkept;  // dkept: gradients that reach the kept values from a second derivative, or absent
   Sequence<const T> dy, dcs;  // may be absent
   const T *dhn, *dcn;         // may be null
-  Sequence<T> dgates_x, dq;   // [T, B, S, G H], and for the GRU [T, B, S, H]: gradient of q = W_hn h + b_hn
+  Sequence<T> dgates_x, dq;   // [T, B, S, G H], and for the GRU [T, B, S, H]: gradient of q = W_hn h + b_hn; for a
+                              // normed LSTM that of the normalised c
   T* dx;                      // [T, B, I] by strides; may be null
   int64_t dx_t, dx_b;
   const Weights<T>* dweights;  // [S], or null: not wanted

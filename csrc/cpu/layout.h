@@ -48,7 +48,7 @@ template <class E, class C>
 struct Layout : Problem {
   static constexpr int W = Vec<E>::lanes, G = C::kGates, X = C::kParts;
   int64_t hv, iv, Hp, Ip;  // vectors and padded lengths of H and I
-  int64_t ldh, ldg;        // row strides of a state and of gate gradients, off powers of two (cache-set conflicts)
+  int64_t ldh, ldg, ldp;   // row strides of a state, of gate gradients and of products, off powers of two (cache-set conflicts)
   Groups panels;           // forward: units of a panel; its block has G * units columns
   Groups h_cols, x_cols;   // backward: column blocks of H and I
   explicit Layout(const Problem& p)
@@ -59,6 +59,7 @@ struct Layout : Problem {
         Ip(iv * W),
         ldh(Hp + kLine / int64_t(sizeof(E))),
         ldg(X * Hp + kLine / int64_t(sizeof(E))),
+        ldp(G * Hp + kLine / int64_t(sizeof(E))),
         panels(hv, G == 1 ? kMaxPanel : 1),
         h_cols(hv, kMaxPanel),
         x_cols(iv, kMaxPanel) {}

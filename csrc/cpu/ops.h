@@ -35,5 +35,16 @@ std::vector<Tensor> layer_backward(const OptionalTensor& dy, const OptionalTenso
                                    const OptionalTensor& c0, const std::vector<Tensor>& weights, const Tensor& y,
                                    const Tensor& cs, const Tensor& kept, const OptionalTensor& lengths,
                                    const OptionalTensor& reset, int64_t cell, bool bias, int64_t wanted);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> norm_scan(
+    const Tensor& gates_x, const OptionalTensor& h0, const OptionalTensor& c0, const Tensor& weight_hh,
+    const OptionalTensor& bias_hh, const OptionalTensor& lengths, const OptionalTensor& reset, const Tensor& gain_hh,
+    const OptionalTensor& gain_c, const OptionalTensor& shift_c, const OptionalTensor& mask_key,
+    const std::vector<double>& rates, int64_t cell, int64_t directions, bool save, int64_t route);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> norm_scan_backward(
+    const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dcs, const OptionalTensor& dcn,
+    const Tensor& gates, const Tensor& y, const OptionalTensor& h0, const OptionalTensor& cs, const OptionalTensor& c0,
+    const Tensor& weight_hh, const Tensor& products, const OptionalTensor& lengths, const OptionalTensor& reset,
+    const Tensor& gain_hh, const OptionalTensor& gain_c, const OptionalTensor& shift_c, const OptionalTensor& mask_key,
+    const std::vector<double>& rates, int64_t cell, int64_t directions, int64_t route);
 Tensor pointwise(const Tensor& x, bool tanh);
 }  // namespace fusedrnn::cpu

@@ -27,7 +27,8 @@ Plan share_work(const Problem& p, const Machine& machine, int64_t weight_bytes, 
   Plan plan;
   int left = machine.threads;
   const int64_t fits = machine.l2_bytes * 4 / 5;
-  const bool a_share_fits = weight_bytes > fits && weight_bytes / left <= fits && p.S < 2 * left;
+  // a row that is normalised stays with one thread
+  const bool a_share_fits = !p.normed && weight_bytes > fits && weight_bytes / left <= fits && p.S < 2 * left;
   if (machine.split != Split::automatic || !a_share_fits) {
     int n = int(std::min<int64_t>(left, p.S));
     if (p.S < 4 * left)
@@ -39,7 +40,7 @@ Plan share_work(const Problem& p, const Machine& machine, int64_t weight_bytes, 
   // A single step is over before all weights are packed: there, every thread packs what only it reads.
   const bool rows_suffice = p.B >= rows_to_fill && weight_bytes <= fits && p.T > 1;
   const bool worth_a_barrier = 2 * p.B * weight_bytes / element_bytes >= kWorthABarrier;
-  if (machine.split == Split::batch || (machine.split == Split::automatic && rows_suffice))
+  if (p.normed || machine.split == Split::batch || (machine.split == Split::automatic && rows_suffice))
     plan.batches = int(std::clamp<int64_t>(p.B, 1, left));
   else if (machine.split == Split::columns || worth_a_barrier)
     plan.columns = int(std::clamp<int64_t>(column_blocks, 1, left));

@@ -19,7 +19,7 @@ struct Carver {
 template <class T, class C>
 struct ForwardScratch {
   int64_t weights, h, c, mask, seen, zeros, threads, per_thread, total;
-  int64_t ring, inputs, batch, first, h_rows, c_rows, seen_rows;  // inside a thread's part
+  int64_t ring, inputs, batch, first, h_rows, c_rows, seen_rows, products, own_c;  // inside a thread's part
   ForwardScratch(const Layout<T, C>& l, const Plan& p) {
     const int64_t rows = ceil_div(l.B, p.batches), chunk_rows = p.chunk * rows, word = sizeof(T);
     int64_t vectors = 0;  // of the thread with most units
@@ -34,6 +34,8 @@ struct ForwardScratch {
     h_rows = mine.words(rows, word);
     c_rows = mine.words(rows, word);
     seen_rows = l.dropout ? mine.words(rows, word) : h_rows;
+    products = mine.elements(l.normed ? rows * l.ldp : 0);
+    own_c = mine.elements(l.normed && C::kHasC ? 2 * l.Hp : 0);
     per_thread = mine.at + kLine;
     Carver all;
     weights = all.elements(l.S * l.packed_forward(p));

@@ -45,7 +45,7 @@ struct Call {
 };
 
 // What a call with layer normalisation has besides. Its dq is also the LSTM's: the gradient of the normalised c.
-struct Norms {
+struct NormTensors {
   const void* gain;              // [S, G H], of the product with W_hh; the call's bias is its shift
   const void *gain_c, *shift_c;  // [S, H], LSTM; shift_c may be null
   void* products;                // [T, B, S, G H]: W_hh h. Forward writes it, unless null, backward reads it

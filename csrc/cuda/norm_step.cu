@@ -13,7 +13,7 @@ template <class C>
 using ProductCell = std::conditional_t<C::kGates == 1, Rnn<false>, C>;
 
 template <class P, class C, Pass kPass>
-void run_steps(const Call& call, const Norms& norms, void* scratch, void* stream) {
+void run_steps(const Call& call, const NormTensors& norms, void* scratch, void* stream) {
   using Tile = StepTile<P, C, kPass>;
   const StepLaunch steps(call, scratch, Tile::kUnits);
   const NormStepCall given{steps.given, norms, static_cast<char*>(scratch) + step_scratch_bytes(call)};
@@ -31,7 +31,7 @@ void run_steps(const Call& call, const Norms& norms, void* scratch, void* stream
 
 size_t norm_step_scratch_bytes(const Call& call) { return step_scratch_bytes(call) + sums_bytes(call); }
 
-void run_norm_step(const Call& call, const Norms& norms, void* scratch, void* stream) {
+void run_norm_step(const Call& call, const NormTensors& norms, void* scratch, void* stream) {
   with_types(call, [&]<class P, class C>() {
     const bool forward = call.pass == Pass::forward;
     (forward ? run_steps<P, C, Pass::forward> : run_steps<P, C, Pass::backward>)(call, norms, scratch, stream);

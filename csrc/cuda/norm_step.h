@@ -17,7 +17,7 @@
 namespace fusedrnn::cuda {
 struct NormStepCall {
   StepCall step;
-  Norms norms;
+  NormTensors norms;
   void* sums;  // [S, B, G H] in the scratch, in full precision; of backward's product, [S, B, 1, H] of it
 };
 
@@ -77,7 +77,7 @@ struct NormStep : Step<P, C, kPass, true> {
   static constexpr int kProductNorms = kHasQ ? 2 : 1;  // vectors that the product is normalised in: the GRU's n apart
   static constexpr bool kForward = kPass == Pass::forward;
 
-  const Norms& norms;
+  const NormTensors& norms;
   Number* const scratch;
 
   FUSEDRNN_DEVICE NormStep(const NormStepCall& given, int64_t step_, int64_t s, int64_t b0, int64_t unit0)
@@ -155,14 +155,15 @@ struct NormStep : Step<P, C, kPass, true> {
         a[g] = norm_of(g) == 1 ? of_x : of_x + of_h;
         if (norm_of(g) == 1) a[3] = of_h;
       }
-      h = C::forward(a, h, c, kept);
-      for (int z = 0; z < Z; z++) store(f.gates, (at * Z + z) * H + unit, kept[z]);
-      if constexpr (C::kHasC) {  // its h is not the step's: that waits for all of c
+      if constexpr (C::kHasC) {  // h waits for the whole row's c
+        c = C::next_c(a, c, kept);
         store_global(sum_of(b, 0) + unit, E::number(c));
         store_global(sum_of(b, 1) + unit, E::number(kept[3]));
       } else {
+        h = C::forward(a, h, c, kept);
         finish(b, unit, cut, h, c);
       }
+      for (int z = 0; z < Z; z++) store(f.gates, (at * Z + z) * H + unit, kept[z]);
     });
     if constexpr (C::kHasC) {
       const Number units[1] = {static_cast<Number>(H)};
@@ -281,21 +282,19 @@ struct NormStep : Step<P, C, kPass, true> {
     Number means[2 * kProductNorms] = {};
     each_unit([&](int64_t unit) {
       const Upstream d = upstream(b, unit);
-      V kept[4] = {}, none[4] = {}, da[4] = {}, h(0), y(0), c_before(0), c(0), dh = d.h, dc = d.c;
+      V kept[4] = {}, none[4] = {}, da[4] = {}, h(0), y(0), dh(0), dc = d.c;
       for (int z = 0; z < Z; z++) kept[z] = load(f.gates, (at * Z + z) * H + unit);
       if (kHasQ) h = load(walk.template before<Stored>(f.y, f.h0, step, b), unit);
       if (!Z) y = load(f.y, at * H + unit);
       if constexpr (C::kHasC) {
-        c_before = load(walk.template before<Stored>(f.cs, f.c0, step, b), unit);
-        const Number own = of.standardised(kProductNorms, own_c(b, unit));
-        const Output out = output(b, unit, own);
-        dc = dc + V((out.standardised - means_c[0] - own * means_c[1]) * of.factor[kProductNorms]);
-        // c has this gradient: none of h's comes in by the tanh of c itself
-        dh = C::backward(V(0), kept, none, h, y, c_before, c, dc, da);
-        da[3] = out.gate;
+        const Number c = of.standardised(kProductNorms, own_c(b, unit));
+        const Output out = output(b, unit, c);
+        dc = dc + V((out.standardised - means_c[0] - c * means_c[1]) * of.factor[kProductNorms]);
+        const V c_before = load(walk.template before<Stored>(f.cs, f.c0, step, b), unit);
+        dh = C::backward_from_c(d.h, kept, none, c_before, out.tanh_c, dc, da);
         store(f.dq, at * H + unit, out.scaled);
       } else {
-        dh = C::backward(dh, kept, none, h, y, c_before, c, dc, da);
+        dh = C::backward(d.h, kept, none, h, y, V(0), V(0), dc, da);
         if (kHasQ) store(f.dq, at * H + unit, da[3]);
       }
       for (int g = 0; g < G; g++) {
@@ -329,16 +328,15 @@ struct NormStep : Step<P, C, kPass, true> {
     for (int z = 0; z < 4; z++) kept[z] = load(f.gates, (at * Z + z) * H + unit);
     return E::number(C::own_c(kept, load(walk.template before<Stored>(f.cs, f.c0, step, b), unit)));
   }
-  // Gradients behind the LSTM's h = o tanh(x), x of a standardised c: of o's pre-activation, of x, and of that c.
+  // Of the LSTM's h = o tanh(x), x of a standardised c: the tanh, and the gradients of x and of that c.
   struct Output {
-    V gate, scaled;
+    V tanh_c, scaled;
     Number standardised;
   };
   FUSEDRNN_DEVICE Output output(int64_t b, int64_t unit, Number c) const {
-    const V one(1), o = load(f.gates, (walk.row(t, b) * Z + 3) * H + unit), dh = upstream(b, unit).h;
-    const V tanh_c = hyperbolic_tangent(scaled_c(c, unit));
-    const V scaled = dh * o * subtract_product(one, tanh_c, tanh_c);
-    return {dh * tanh_c * (o * (one - o)), scaled, E::number(scaled * load(norms.gain_c, walk.s * H + unit))};
+    const V o = load(f.gates, (walk.row(t, b) * Z + 3) * H + unit), tanh_c = hyperbolic_tangent(scaled_c(c, unit));
+    const V scaled = upstream(b, unit).h * o * subtract_product(V(1), tanh_c, tanh_c);
+    return {tanh_c, scaled, E::number(scaled * load(norms.gain_c, walk.s * H + unit))};
   }
 };
 

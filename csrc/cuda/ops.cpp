@@ -108,7 +108,7 @@ Table instance_table() {
   return {all, count, 0};
 }
 
-void run_planned(const Call& call, const Norms* norms, const Tensor& like, int64_t route) {
+void run_planned(const Call& call, const NormTensors* norms, const Tensor& like, int64_t route) {
   const Request request{call.problem,
                         call.pass,
                         call.precision,
@@ -148,23 +148,18 @@ struct Gains {
   const OptionalTensor &c, &shift_c;
 
   void check(const Sizes& n, int64_t cell, const Tensor& like) const {
-    const ScalarType type = like.scalar_type();
-    check_like("gain_hh", hh, {n.S, n.G * n.H}, type);
-    STD_TORCH_CHECK(c.has_value() == (cell == kLstm) && (c || !shift_c),
-                    "fusedrnn: gain_c: expected that of the LSTM's c, and for no other cell; shift_c beside it");
-    check_like("gain_c", c, {n.S, n.H}, type);
-    check_like("shift_c", shift_c, {n.S, n.H}, type);
+    check_norms(hh, c, shift_c, n, cell, like.scalar_type());
     check_here(like, {{"gain_c", &c}, {"shift_c", &shift_c}});
     STD_TORCH_CHECK(hh.device() == like.device(), "fusedrnn: gain_hh: expected a tensor on the device of the others");
   }
 };
 // Those that the kernels read, kept alive for the call.
-struct HeldNorms {
+struct HeldNormTensors {
   Tensor hh;
   OptionalTensor c, shift_c;
-  Norms norms{};
+  NormTensors norms{};
 
-  explicit HeldNorms(const Gains& gains) : hh(whole(gains.hh)), c(whole(gains.c)), shift_c(whole(gains.shift_c)) {
+  explicit HeldNormTensors(const Gains& gains) : hh(whole(gains.hh)), c(whole(gains.c)), shift_c(whole(gains.shift_c)) {
     norms.gain = pointer(hh), norms.gain_c = pointer(c), norms.shift_c = pointer(shift_c);
   }
 };
@@ -219,7 +214,7 @@ ForwardResults forward(const Tensor& gates_x, const OptionalTensor& h0, const Op
     if (batch) run_planned(call, nullptr, gates_x, route);
     return out;
   }
-  HeldNorms held(*gains);
+  HeldNormTensors held(*gains);
   out.products = save ? fresh(gates_x, {n.T, n.B, n.S, n.G * n.H}) : fresh(gates_x, {0});
   held.norms.products = pointer(*out.products);
   if (batch) run_planned(call, &held.norms, gates_x, route);
@@ -317,7 +312,7 @@ BackwardResults backward(const OptionalTensor& dy, const OptionalTensor& dhn, co
     if (batch) run_planned(call, nullptr, y, route);
     return out;
   }
-  HeldNorms held(*gains);
+  HeldNormTensors held(*gains);
   const Tensor given_products = whole(*products);
   out.dproducts = fresh(y, {n.T, n.B, n.S, n.G * n.H});
   held.norms.products = pointer(given_products), held.norms.dproducts = pointer(*out.dproducts);

@@ -16,5 +16,5 @@ size_t step_scratch_bytes(const Call&);
 void run_step(const Call&, void* scratch, void* stream);
 // Its twin with layer normalisation (norm_step.cu): takes no packed rows, and no dgates.
 size_t norm_step_scratch_bytes(const Call&);
-void run_norm_step(const Call&, const Norms&, void* scratch, void* stream);
+void run_norm_step(const Call&, const NormTensors&, void* scratch, void* stream);
 }  // namespace fusedrnn::cuda

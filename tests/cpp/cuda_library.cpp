@@ -25,7 +25,7 @@ double number(int64_t bits) {
 
 struct NormedCall {
   Call call;
-  Norms norms;
+  NormTensors norms;
 };
 NormedCall call_of(const int64_t* values) {
   Call call{};
@@ -46,7 +46,7 @@ NormedCall call_of(const int64_t* values) {
   in(call.gates_x), in(call.y), in(call.cs), in(call.gates), in(call.hn), in(call.cn);
   in(call.dy), in(call.dgates), in(call.dcs), in(call.dhn), in(call.dcn);
   in(call.dgates_x), in(call.dq), in(call.dh0), in(call.dc0);
-  Norms norms{};
+  NormTensors norms{};
   in(norms.gain), in(norms.gain_c), in(norms.shift_c), in(norms.products), in(norms.dproducts);
   return {call, norms};
 }
@@ -75,7 +75,7 @@ int cuda_instance(int row, int* to) {
   return 1;
 }
 
-// `values`: the fields of a Call and of Norms in their order, pointers as numbers. `row`: of the table of instances; -1:
+// `values`: the fields of a Call and of NormTensors in their order, pointers as numbers. `row`: of the table of instances; -1:
 // the time-step kernel; -2: that with layer normalisation. Returns 1, and leaves a message, if it fails.
 int cuda_run(const int64_t* values, int row, unsigned seed) {
   error.clear();
