@@ -97,7 +97,8 @@ def test_the_adjoint_they_are_held_to_is_autograds(cell: Any, kind: str | None) 
     y, hn, gates, cs, cn, products = norm_check.scan(problem.given, norms, *rest)
     dy, dhn, _, dcs, dcn = problem.upstream
     flows = [(out, d) for out, d in ((y, dy), (hn, dhn), (cs, dcs), (cn, dcn)) if d is not None]
-    want = dict(zip(leaves, torch.autograd.grad(*zip(*flows, strict=True), leaves), strict=True))
+    outs, above = zip(*flows, strict=True)
+    want = dict(zip(leaves, torch.autograd.grad(outs, leaves, above), strict=True))
     with torch.no_grad():
         _, h0, c0, w, bias = problem.given
         kept = (gates, y, h0, cs if cell is LSTM else None, c0, w, products)
