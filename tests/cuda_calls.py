@@ -291,7 +291,11 @@ def step_cases() -> Iterable[Case]:
 def norm_cases() -> Iterable[Case]:
     """For the time-step kernel with layer normalisation, likewise; more units than a CTA has threads."""
     for seed, cell in enumerate(CELLS):
-        for lengths, reset, sizes in (("", False, (2, 2, 264)), ("random", False, (3, 3, 40)), ("random", True, (4, 9, 16))):
+        for lengths, reset, sizes in (
+            ("", False, (2, 2, 264)),
+            ("random", False, (3, 3, 40)),
+            ("random", True, (4, 9, 16)),
+        ):
             yield Case(cell, "fp64", *sizes, lengths=lengths, reset=reset, seed=seed, norm=True)
         noisy = Case(cell, "fp64", 3, 4, 24, lengths="random", reset=True, seed=seed, rates=(0.25, 0.0, 0.5), norm=True)
         yield replace(noisy, rates=(0.25, 0.625, 0.5) if cell is LSTM else noisy.rates)

@@ -145,7 +145,9 @@ def _backward(
             tanh_c = torch.tanh(x if shift_c is None else x + shift_c.unsqueeze(1))
             of_output = total * o * (1 - tanh_c * tanh_c)
             total_c, stays_c = reference._parted(held_c, t, dc if dcs is None else dc + dcs[t])
-            total_c = total_c + through(partial(F.layer_norm, normalized_shape=units), c, of_output * gain_c.unsqueeze(1))
+            total_c = total_c + through(
+                partial(F.layer_norm, normalized_shape=units), c, of_output * gain_c.unsqueeze(1)
+            )
             di, df, dg = total_c * g * i * (1 - i), total_c * c_prev[t] * f * (1 - f), total_c * i * (1 - g * g)
             at_x = at_h = torch.cat([di, df, dg, total * tanh_c * o * (1 - o)], -1)
             past_c = total_c * f if stays_c is None else total_c * f + stays_c

@@ -118,7 +118,9 @@ def test_the_adjoint_they_are_held_to_is_autograds(cell: Any, kind: str | None) 
 
 @each_precision
 def test_results_depend_on_neither_timing_nor_the_other_rows(cell: Any, precision: str) -> None:
-    case = Case(cell, 3, 11, 264, 2, lengths=True, reset=True, rates=(0.2, 0.2 if cell is LSTM else 0.0, 0.3), key=(5, 7))
+    case = Case(
+        cell, 3, 11, 264, 2, lengths=True, reset=True, rates=(0.2, 0.2 if cell is LSTM else 0.0, 0.3), key=(5, 7)
+    )
     problem, norms = draw(case, PRECISIONS[precision]), norm_check.gains(case, torch.float64)
     route = ALLOW_TF32 if precision == "tf32" else 0
 
@@ -165,7 +167,20 @@ def test_what_the_ops_refuse() -> None:
     def of_gru(of_c: Tensor | None) -> Any:
         masks: Any = [None] * 2
         return ops.norm_scan(
-            gates_x[..., :24], None, None, w[:, :24], None, *masks, gain[:, :24], of_c, None, None, [], GRU.code, 1, True
+            gates_x[..., :24],
+            None,
+            None,
+            w[:, :24],
+            None,
+            *masks,
+            gain[:, :24],
+            of_c,
+            None,
+            None,
+            [],
+            GRU.code,
+            1,
+            True,
         )
 
     for text, call in (

@@ -1,6 +1,5 @@
 // Launches the time-step kernels with layer normalisation: two a step, on one stream. A CUDA graph can capture them.
 #include "cuda/norm_step.h"
-
 #include "cuda/run.h"
 #include "cuda/step_launch.h"
 

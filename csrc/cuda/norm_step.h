@@ -67,13 +67,13 @@ FUSEDRNN_DEVICE Moments<Number, kN> moments(const Number (&sizes)[kN], int first
 template <class P, class C, Pass kPass>
 struct NormStep : Step<P, C, kPass, true> {
   using Base = Step<P, C, kPass, true>;
+  using Base::f, Base::walk, Base::tile, Base::state_h, Base::state_c, Base::step, Base::t, Base::H;
+  using Base::G, Base::Z, Base::kHasQ, Base::load, Base::store, Base::drops, Base::noise;
   using typename Base::E;
   using typename Base::Number;
   using typename Base::Stored;
   using typename Base::Tile;
   using typename Base::V;
-  using Base::f, Base::walk, Base::tile, Base::state_h, Base::state_c, Base::step, Base::t, Base::H;
-  using Base::G, Base::Z, Base::kHasQ, Base::load, Base::store, Base::drops, Base::noise;
   static constexpr int kProductNorms = kHasQ ? 2 : 1;  // vectors that the product is normalised in: the GRU's n apart
   static constexpr bool kForward = kPass == Pass::forward;
 
@@ -83,9 +83,14 @@ struct NormStep : Step<P, C, kPass, true> {
   FUSEDRNN_DEVICE NormStep(const NormStepCall& given, int64_t step_, int64_t s, int64_t b0, int64_t unit0)
       : Base(given.step, step_, s, b0, unit0), norms(given.norms), scratch(static_cast<Number*>(given.sums)) {}
 
-  // The product of a tile.
+  // The product of a tile. Its first lines are those of Step::run: a function of both changes the code that nvcc makes
+  // of layers without layer normalisation.
   FUSEDRNN_DEVICE void product() const {
-    Base::multiply([&](int row) { kForward ? Base::list_source(row) : list_dproducts(row); });
+    if (thread_id() < kTileRows) kForward ? Base::list_source(thread_id()) : list_dproducts(thread_id());
+    cta_sync();
+    const bool multiplies = vote_any(Tile::sources()[lane_id()] != nullptr);  // the same in every warp
+    if (multiplies) Base::Product::run(static_cast<const Stored*>(f.w) + walk.s * G * H * H, tile);
+    cta_sync();
     const int64_t unit = tile.unit0 + thread_id() % Tile::kUnits;
     if (unit >= H) return;
     for (int row = thread_id() / Tile::kUnits; row < tile.rows; row += kStepThreads / Tile::kUnits)
@@ -95,9 +100,12 @@ struct NormStep : Step<P, C, kPass, true> {
   FUSEDRNN_DEVICE void list_dproducts(int row) const {
     const Stored *source = nullptr, *source_q = nullptr;
     const int64_t b = tile.b0 + row;
-    if (row < tile.rows && Base::takes_over(b)) {
-      source = static_cast<const Stored*>(norms.dproducts) + walk.row(walk.time(step + 1), b) * G * H;
-      source_q = source + (G - 1) * H;
+    if (row < tile.rows && step + 1 < f.problem.T) {
+      const int64_t after = walk.time(step + 1);
+      if (walk.real(after, b) && !walk.cut(after, b)) {
+        source = static_cast<const Stored*>(norms.dproducts) + walk.row(after, b) * G * H;
+        source_q = source + (G - 1) * H;
+      }
     }
     Tile::sources()[row] = source;
     Tile::sources()[kTileRows + row] = source_q;
@@ -150,8 +158,8 @@ struct NormStep : Step<P, C, kPass, true> {
         const Number product = load_global(sum_of(b, g) + unit);
         store(norms.products, (at * G + g) * H + unit, V(product));
         const V of_x = load(f.gates_x, (at * G + g) * H + unit);
-        const V of_h = V(of_product.standardised(norm_of(g), product)) * gain(g, unit) +
-                       load(f.bias, (walk.s * G + g) * H + unit);
+        const V of_h =
+            V(of_product.standardised(norm_of(g), product)) * gain(g, unit) + load(f.bias, (walk.s * G + g) * H + unit);
         a[g] = norm_of(g) == 1 ? of_x : of_x + of_h;
         if (norm_of(g) == 1) a[3] = of_h;
       }

@@ -193,10 +193,12 @@ ForwardResults forward(const Tensor& gates_x, const OptionalTensor& h0, const Op
   if (gains) gains->check(n, cell, gates_x);
   const Guard guard(gates_x);
   const bool lstm = cell == kLstm;
-  ForwardResults out{fresh(gates_x, {n.T, n.B, n.S, n.H}), fresh(gates_x, {n.S, batch, n.H}),
+  ForwardResults out{fresh(gates_x, {n.T, n.B, n.S, n.H}),
+                     fresh(gates_x, {n.S, batch, n.H}),
                      save && n.Z ? fresh(gates_x, {n.T, n.B, n.S, n.Z * n.H}) : fresh(gates_x, {0}),
                      lstm ? fresh(gates_x, {n.T, n.B, n.S, n.H}) : fresh(gates_x, {0}),
-                     lstm ? fresh(gates_x, {n.S, batch, n.H}) : fresh(gates_x, {0}), std::nullopt};
+                     lstm ? fresh(gates_x, {n.S, batch, n.H}) : fresh(gates_x, {0}),
+                     std::nullopt};
   const Tensor projections = whole(gates_x), w = whole(weight_hh);
   const OptionalTensor bias = whole(bias_hh), h = whole(h0), c = whole(c0), key = whole_key(mask_key);
   Call call{};

@@ -51,18 +51,12 @@ struct Step {
         t(walk.time(step_)),
         H(f.problem.H) {}
 
-  // The sums of the product, for every thread to read. List: what says for a row of the tile what is multiplied.
-  template <class List>
-  FUSEDRNN_DEVICE void multiply(List list) const {
-    if (thread_id() < kTileRows) list(thread_id());
+  FUSEDRNN_DEVICE void run() const {
+    if (thread_id() < kTileRows) list_source(thread_id());
     cta_sync();
     const bool multiplies = vote_any(Tile::sources()[lane_id()] != nullptr);  // the same in every warp
     if (multiplies) Product::run(static_cast<const Stored*>(f.w) + walk.s * G * H * H, tile);
     cta_sync();
-  }
-
-  FUSEDRNN_DEVICE void run() const {
-    multiply([&](int row) { list_source(row); });
     const int64_t unit = tile.unit0 + thread_id() % Tile::kUnits;
     if (unit >= H) return;
     for (int row = thread_id() / Tile::kUnits; row < tile.rows; row += kStepThreads / Tile::kUnits) {
@@ -85,21 +79,16 @@ struct Step {
     if (row < tile.rows) {
       if constexpr (kPass == Pass::forward) {
         if (walk.real(t, b)) source = input(b);
-      } else if (takes_over(b)) {
-        const int64_t after = walk.row(walk.time(step + 1), b);
-        source = static_cast<const Stored*>(f.dgates_x) + after * G * H;
-        if (kHasQ) source_q = static_cast<const Stored*>(f.dq) + after * H;
+      } else if (step + 1 < f.problem.T) {
+        const int64_t after = walk.time(step + 1);
+        if (walk.real(after, b) && !walk.cut(after, b)) {
+          source = static_cast<const Stored*>(f.dgates_x) + walk.row(after, b) * G * H;
+          if (kHasQ) source_q = static_cast<const Stored*>(f.dq) + walk.row(after, b) * H;
+        }
       }
     }
     Tile::sources()[row] = source;
     Tile::sources()[kTileRows + row] = source_q;
-  }
-
-  // Whether there is a step after this one that takes over the row's state.
-  FUSEDRNN_DEVICE bool takes_over(int64_t b) const {
-    if (step + 1 >= f.problem.T) return false;
-    const int64_t after = walk.time(step + 1);
-    return walk.real(after, b) && !walk.cut(after, b);
   }
 
   FUSEDRNN_DEVICE bool drops() const { return f.noise.dropout > 0; }
