@@ -109,8 +109,8 @@ def _run(
     T, B, D, num_layers = problem.T, problem.B, problem.D, problem.L
     if chosen == "aten":
         return _by_torch(problem, data, batch_sizes, hx, weights, training)
-    own = ("recompute", "return_states", "bptt", "traced", *OF_THE_LOOP)
-    padded = any(getattr(problem, name) for name in own)
+    asks = ("recompute", "return_states", "bptt", "traced", *OF_THE_LOOP)
+    padded = any(getattr(problem, name) for name in asks)
     if backends.has_route(chosen) and not padded:
         return _as_they_lie(problem, data, batch_sizes, hx, weights, backends.route(chosen, problem.dtype))
 

@@ -57,6 +57,7 @@ HARMLESS: dict[tuple[str, str], str] = {
     ("no cluster_sync", "split.h: cluster_sync(); }"): "as in exchange.h",
     ("off by one: (thread_id() == 0", "if (thread_id() == 0)"): "thread 1 does it instead of thread 0",
     ("off by one: (lane_id() == 0", "if (lane_id() == 0)"): "every lane has the same sums",
+    ("real: always yes", "norm_step.h: if (walk.real(after, b)"): "its gradients are zeros where the row has no step",
     ("zones_out: always yes", "if (zones_out())"): "of the old state nothing is kept then",
     ("finisher: always yes", "scatter.h"): "it is yes where k_split is 1 or 2, as in every small kernel",
     ("finisher: always yes", "split.h"): "it is yes where k_split is 1 or 2, as in every small kernel",

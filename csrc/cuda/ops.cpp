@@ -166,7 +166,7 @@ struct HeldNormTensors {
 
 struct ForwardResults {
   Tensor y, hn, gates, cs, cn;
-  OptionalTensor products;  // with layer normalisation
+  Tensor products;  // defined with layer normalisation alone
 };
 // The ops `scan` and `norm_scan`. gains: null for none.
 ForwardResults forward(const Tensor& gates_x, const OptionalTensor& h0, const OptionalTensor& c0,
@@ -198,7 +198,7 @@ ForwardResults forward(const Tensor& gates_x, const OptionalTensor& h0, const Op
                      save && n.Z ? fresh(gates_x, {n.T, n.B, n.S, n.Z * n.H}) : fresh(gates_x, {0}),
                      lstm ? fresh(gates_x, {n.T, n.B, n.S, n.H}) : fresh(gates_x, {0}),
                      lstm ? fresh(gates_x, {n.S, batch, n.H}) : fresh(gates_x, {0}),
-                     std::nullopt};
+                     {}};
   const Tensor projections = whole(gates_x), w = whole(weight_hh);
   const OptionalTensor bias = whole(bias_hh), h = whole(h0), c = whole(c0), key = whole_key(mask_key);
   Call call{};
@@ -218,7 +218,7 @@ ForwardResults forward(const Tensor& gates_x, const OptionalTensor& h0, const Op
   }
   HeldNormTensors held(*gains);
   out.products = save ? fresh(gates_x, {n.T, n.B, n.S, n.G * n.H}) : fresh(gates_x, {0});
-  held.norms.products = pointer(*out.products);
+  held.norms.products = pointer(out.products);
   if (batch) run_planned(call, &held.norms, gates_x, route);
   return out;
 }
@@ -243,12 +243,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> norm_scan(
   const Gains gains{gain_hh, gain_c, shift_c};
   const auto out = forward(gates_x, h0, c0, weight_hh, bias_hh, lengths, reset, std::nullopt, mask_key, rates, cell,
                            directions, save, &gains, route);
-  return {out.y, out.hn, out.gates, out.cs, out.cn, *out.products};
+  return {out.y, out.hn, out.gates, out.cs, out.cn, out.products};
 }
 
 struct BackwardResults {
   Tensor dgates_x, dh0, dc0, dq;
-  OptionalTensor dproducts;  // with layer normalisation
+  Tensor dproducts;  // defined with layer normalisation alone
 };
 // The ops `scan_backward` and `norm_scan_backward`. gains, products: null for none.
 BackwardResults backward(const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dgates,
@@ -289,9 +289,11 @@ BackwardResults backward(const OptionalTensor& dy, const OptionalTensor& dhn, co
   }
   const Guard guard(y);
   const bool lstm = cell == kLstm, has_dq = cell == kGru || (lstm && gains);
-  BackwardResults out{fresh(y, {n.T, n.B, n.S, n.G * n.H}), fresh(y, {n.S, batch, n.H}),
+  BackwardResults out{fresh(y, {n.T, n.B, n.S, n.G * n.H}),
+                      fresh(y, {n.S, batch, n.H}),
                       lstm ? fresh(y, {n.S, batch, n.H}) : fresh(y, {0}),
-                      has_dq ? fresh(y, {n.T, n.B, n.S, n.H}) : fresh(y, {0}), std::nullopt};
+                      has_dq ? fresh(y, {n.T, n.B, n.S, n.H}) : fresh(y, {0}),
+                      {}};
   const Tensor kept = whole(gates), given_y = whole(y), w = whole(weight_hh);
   const OptionalTensor dy_ = whole(dy), dhn_ = whole(dhn), dgates_ = n.Z ? whole(dgates) : std::nullopt,
                        dcs_ = lstm ? whole(dcs) : std::nullopt, dcn_ = lstm ? whole(dcn) : std::nullopt, h = whole(h0),
@@ -317,7 +319,7 @@ BackwardResults backward(const OptionalTensor& dy, const OptionalTensor& dhn, co
   HeldNormTensors held(*gains);
   const Tensor given_products = whole(*products);
   out.dproducts = fresh(y, {n.T, n.B, n.S, n.G * n.H});
-  held.norms.products = pointer(given_products), held.norms.dproducts = pointer(*out.dproducts);
+  held.norms.products = pointer(given_products), held.norms.dproducts = pointer(out.dproducts);
   if (batch) run_planned(call, &held.norms, y, route);
   return out;
 }
@@ -342,7 +344,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> norm_scan_backward(
   const Gains gains{gain_hh, gain_c, shift_c};
   const auto out = backward(dy, dhn, std::nullopt, dcs, dcn, gates, y, h0, cs, c0, weight_hh, lengths, reset, cell,
                             directions, std::nullopt, mask_key, rates, &gains, &products, route);
-  return {out.dgates_x, out.dh0, out.dc0, out.dq, *out.dproducts};
+  return {out.dgates_x, out.dh0, out.dc0, out.dq, out.dproducts};
 }
 }  // namespace
 }  // namespace fusedrnn::cuda
