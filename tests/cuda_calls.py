@@ -305,6 +305,7 @@ def norm_cases() -> Iterable[Case]:
     plain = Case(LSTM, "fp64", 3, 5, 16, norm=True)
     for absent in (("h0", "c0"), ("bias", "shift_c"), ("dy",), ("dhn", "dcn"), ("h0", "c0", "dy", "dhn")):
         yield replace(plain, absent=absent, lengths="random", reset=True)
-    yield replace(plain, T=2, B=2, H=8, lengths="random", reset=True, rates=(0.0, 0.5, 0.0))
+    # quick, and with cuts in its rows
+    yield replace(plain, B=3, H=8, lengths="random", reset=True, rates=(0.0, 0.5, 0.0), seed=6)
     for cell in (GRU, RNN_TANH):
         yield replace(plain, cell=cell, precision="fp16", T=2, B=9, directions=1, members=2)
