@@ -129,7 +129,7 @@ struct NormStep : Step<P, C, kPass, true> {
     for (int64_t unit = thread_id(); unit < H; unit += kRowThreads) run(unit);
   }
 
-  FUSEDRNN_DEVICE bool zones_out() const { return f.noise.zoneout_h > 0 || f.noise.zoneout_c > 0; }
+  FUSEDRNN_DEVICE bool zones_out() const { return f.noise.zoneout_h + f.noise.zoneout_c > 0; }
 
   // Normalisation and cell of a row.
   FUSEDRNN_DEVICE void forward_row(int64_t b) const {
