@@ -203,6 +203,7 @@ def cuda_plan(
     masked: bool = False,
     derivatives: bool = False,
     noise: bool = False,
+    norm: bool = False,
     regime: Regime = ...,
     instances: Sequence[Instance] | None = None,
 ) -> CudaPlan: ...

@@ -52,8 +52,6 @@ class Backend:
 
 def _loop_why_not(p: Problem) -> Reason:
     """Of the time loop, whichever kernel runs it."""
-    if p.reset_state and p.device != "cpu":
-        return "its kernels have no reset_state: there a reset goes back to zeros"
     if p.zoneout and not p.drawn and p.grad and not p.cell.kept:
         return "in eval it has no gradients of an RNN with zoneout"
     return "it has no projection (proj_size)" if p.proj_size else None
@@ -94,7 +92,12 @@ def _cuda_why_not(p: Problem) -> Reason:
         return ops.cuda_missing
     if p.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         return f"it computes in float16, bfloat16, float32 and float64, not in {dtype_name(p.dtype)}"
-    return _loop_why_not(p)
+    reason = _loop_why_not(p)
+    if reason is None and p.layer_norm and p.H % 8:  # padded weights would change mean and variance
+        return f"with layer_norm it takes a multiple of 8 hidden units, not {p.H}"
+    if reason is None and p.reset_state:
+        return "its kernels have no reset_state: there a reset goes back to zeros"
+    return reason
 
 
 @modes.constant

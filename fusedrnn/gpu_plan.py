@@ -132,6 +132,7 @@ def plans(
                 precision=getattr(planner.Precision, _precision(problem, tf32)),
                 masked=problem.lengths or problem.reset or problem.packed,
                 noise=problem.zoneout or problem.recurrent_dropout,
+                norm=problem.layer_norm,
                 regime=getattr(planner.Regime, regime),
             )
         except ValueError as error:

@@ -11,7 +11,7 @@ from torch import _VF, Tensor
 from torch.nn import functional as F
 
 from . import autograd, backends, cudnn, functional, modes, packed_scan
-from .spec import LSTM, CellSpec, Problem
+from .spec import LSTM, OF_THE_LOOP, CellSpec, Problem
 from .spec import rates as noise_rates
 from .stack import compute_dtype, projected_low, truncates, with_weight_dropout
 
@@ -109,9 +109,8 @@ def _run(
     T, B, D, num_layers = problem.T, problem.B, problem.D, problem.L
     if chosen == "aten":
         return _by_torch(problem, data, batch_sizes, hx, weights, training)
-    padded = (
-        recompute or return_states or problem.bptt or problem.traced or problem.zoneout or problem.recurrent_dropout
-    )
+    asks = ("recompute", "return_states", "bptt", "traced", *OF_THE_LOOP)
+    padded = any(getattr(problem, name) for name in asks)
     if backends.has_route(chosen) and not padded:
         return _as_they_lie(problem, data, batch_sizes, hx, weights, backends.route(chosen, problem.dtype))
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import norm_check
 import torch
 from torch import Tensor
 
@@ -54,9 +55,11 @@ class Case:
     seed: int = 1
     rates: tuple[float, ...] = ()  # of zoneout of h, of c, of recurrent dropout
     drawn: bool = True  # by a key; else zoneout's expectation
+    norm: bool = False  # layer normalisation; no gradient reaches the kept gates then
 
     def __str__(self) -> str:
         marks = [self.lengths, "reset" * self.reset, *(f"no {name}" for name in self.absent)]
+        marks += ["norm"] * self.norm
         marks += [f"rates {self.rates}{' drawn' * self.drawn}"] * bool(self.rates)
         size = f"T B S H = {self.T} {self.B} {self.directions * self.members} {self.H}"
         return ", ".join([self.cell.name, self.precision, size, *(mark for mark in marks if mark)])
@@ -99,9 +102,11 @@ class Run(NamedTuple):
 
 FIELDS = (
     "w", "bias", "h0", "c0", "gates_x", "y", "cs", "gates", "hn", "cn", "dy", "dgates", "dcs", "dhn", "dcn", "dgates_x",
-    "dq", "dh0", "dc0",
+    "dq", "dh0", "dc0", "gain", "gain_c", "shift_c", "products", "dproducts",
 )  # fmt: skip
-"""The tensors of a Call, in its order."""
+"""The tensors of a Call and of its NormTensors, in their order."""
+STEP, NORM_STEP = -1, -2
+"""In place of a row of the table: the time-step kernel, without and with layer normalisation."""
 
 
 def key_of(seed: int) -> tuple[int, int]:
@@ -144,32 +149,52 @@ def prepare(case: Case) -> tuple[Run, Run]:
         state["c0"] = normal(S, B, H)
     state = {name: t for name, t in state.items() if name not in case.absent}
     key = torch.tensor(key_of(case.seed)) if case.rates and case.drawn else None
-    h0, c0, masks = state.get("h0"), state.get("c0"), (clamped, reset, cell, case.directions, key, case.rates)
-    y, hn, gates, cs, cn = reference.scan(gates_x, h0, c0, state["w"], state.get("bias"), *masks)
+    h0, c0, masks = state.get("h0"), state.get("c0"), (clamped, reset, cell, case.directions)
+    norms: dict[str, Tensor] = {}
+    if case.norm:
+        norms["gain"] = (1 + normal(S, G * H) / 4).to(dtype).double()
+        if cell is LSTM:
+            norms |= {"gain_c": (1 + normal(S, H) / 4).to(dtype).double(), "shift_c": normal(S, H)}
+        norms = {name: t for name, t in norms.items() if name not in case.absent}
+    of_norms = norms.get("gain"), norms.get("gain_c"), norms.get("shift_c")
+    loop = gates_x, h0, c0, state["w"], state.get("bias")
+    if case.norm:
+        y, hn, gates, cs, cn, products = norm_check.scan(loop, of_norms, *masks, (key, case.rates))
+    else:
+        y, hn, gates, cs, cn = reference.scan(*loop, *masks, key, case.rates)
     out = {"y": lay(y), "hn": hn}
+    out |= {"products": products} if case.norm else {}
     out |= {"gates": lay(gates)} if Z else {}
     out |= {"cs": lay(cs), "cn": cn} if cell is LSTM else {}
-    given = {name: typed(t) for name, t in (state | {"gates_x": lay(gates_x)}).items()}
+    given = {name: typed(t) for name, t in (state | norms | {"gates_x": lay(gates_x)}).items()}
     forward = Run(False, given, out, ends, reset, offsets, key)
 
     y, gates, cs = (t.to(dtype).double() for t in (y, gates, cs))
     upstream = {"dy": normal(T, B, S, H), "dhn": normal(S, B, H)}
     if cell is LSTM:
         upstream |= {"dcn": normal(S, B, H)} | ({"dcs": normal(T, B, S, H)} if case.derivatives else {})
-    if Z and case.derivatives:
+    if Z and case.derivatives and not case.norm:
         upstream["dgates"] = normal(T, B, S, Z * H)
     upstream = {name: t for name, t in upstream.items() if name not in case.absent}
     dy, dhn, dgates, dcs, dcn = (upstream.get(name) for name in ("dy", "dhn", "dgates", "dcs", "dcn"))
     kept_cs = cs if cell is LSTM else None
-    dgates_x, dh0, dc0, dq = reference.scan_backward(
-        dy, dhn, dgates, dcs, dcn, gates, y, h0, kept_cs, c0, state["w"], *masks
-    )
+    kept_loop = (gates, y, h0, kept_cs, c0, state["w"])
+    if case.norm:
+        products = products.to(dtype).double()
+        above, kept_loop = (dy, dhn, dgates, dcs, dcn), (*kept_loop, products)
+        found = norm_check.scan_backward(above, kept_loop, of_norms, *masks, (key, case.rates))
+    else:
+        found = reference.scan_backward(dy, dhn, dgates, dcs, dcn, *kept_loop, *masks, key, case.rates)
+    dgates_x, dh0, dc0, dq, *of_norm = found
     out = {"dgates_x": lay(dgates_x), "dh0": dh0}
-    out |= {"dc0": dc0} if cell is LSTM else {"dq": lay(dq)} if cell is GRU else {}
+    out |= {"dc0": dc0} if cell is LSTM else {}
+    out |= {"dq": lay(dq)} if dq.numel() else {}
+    out |= {"dproducts": of_norm[0]} if case.norm else {}
     kept = {"y": y} | ({"gates": gates} if Z else {}) | ({"cs": cs} if cell is LSTM else {})
     sequences = kept | {name: t for name, t in upstream.items() if t.dim() == 4}
     edges = {name: t for name, t in (state | upstream).items() if t.dim() == 3 and name != "bias"}
-    given = {name: typed(t) for name, t in ({name: lay(t) for name, t in sequences.items()} | edges).items()}
+    sequences = {name: lay(t) for name, t in sequences.items()} | ({"products": products} if case.norm else {})
+    given = {name: typed(t) for name, t in (sequences | edges | norms).items()}
     return forward, Run(True, given, out, ends, reset, offsets, key)
 
 
@@ -191,8 +216,8 @@ def instances(library: ctypes.CDLL) -> list[Instance]:
     return found
 
 
-def fault(library: ctypes.CDLL, case: Case, run: Run, seed: int, row: int = -1) -> str:
-    """Runs one pass, by a kernel of the table or the time-step kernel, and says what is wrong; "" if nothing is."""
+def fault(library: ctypes.CDLL, case: Case, run: Run, seed: int, row: int = STEP) -> str:
+    """Runs one pass, by a kernel of the table or a time-step kernel, and says what is wrong; "" if nothing is."""
     precision, S = PRECISIONS[case.precision], case.directions * case.members
     found = {name: torch.full(t.shape, float("nan"), dtype=precision.dtype) for name, t in run.expected.items()}
     tensors = {**run.given, **found}
@@ -261,3 +286,26 @@ def step_cases() -> Iterable[Case]:
     for cell in (GRU, RNN_TANH, RNN_RELU):
         yield replace(plain, cell=cell, T=1, B=1, H=8, directions=1, members=2)
         yield replace(plain, cell=cell, precision="fp16", T=3, B=40, H=136, directions=1)
+
+
+def norm_cases() -> Iterable[Case]:
+    """For the time-step kernel with layer normalisation, likewise; more units than a CTA has threads."""
+    for seed, cell in enumerate(CELLS):
+        for lengths, reset, sizes in (
+            ("", False, (2, 2, 264)),
+            ("random", False, (3, 3, 40)),
+            ("random", True, (4, 9, 16)),
+        ):
+            yield Case(cell, "fp64", *sizes, lengths=lengths, reset=reset, seed=seed, norm=True)
+        noisy = Case(cell, "fp64", 3, 4, 24, lengths="random", reset=True, seed=seed, rates=(0.25, 0.0, 0.5), norm=True)
+        yield replace(noisy, rates=(0.25, 0.625, 0.5) if cell is LSTM else noisy.rates)
+        yield replace(noisy, rates=(0.0, 0.0, 0.5), T=2, absent=("h0",))
+        if cell.kept:
+            yield replace(noisy, rates=(0.25, 0.625 * (cell is LSTM), 0.0), drawn=False)
+    plain = Case(LSTM, "fp64", 3, 5, 16, norm=True)
+    for absent in (("h0", "c0"), ("bias", "shift_c"), ("dy",), ("dhn", "dcn"), ("h0", "c0", "dy", "dhn")):
+        yield replace(plain, absent=absent, lengths="random", reset=True)
+    # quick, and with cuts in its rows
+    yield replace(plain, B=3, H=8, lengths="random", reset=True, rates=(0.0, 0.5, 0.0), seed=6)
+    for cell in (GRU, RNN_TANH):
+        yield replace(plain, cell=cell, precision="fp16", T=2, B=9, directions=1, members=2)

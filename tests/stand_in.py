@@ -11,7 +11,7 @@ import pytest
 import torch
 from cuda_check import host
 
-from fusedrnn import _build, adjoint, autograd, backends, ops, products
+from fusedrnn import _build, adjoint, autograd, backends, normed, ops, products
 
 
 @contextmanager
@@ -20,8 +20,8 @@ def stand_in() -> Iterator[None]:
     _formulas()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(products, "layers_allow_tf32", lambda: False)
-        patch.setattr(ops, "scan", host().scan.default)
-        patch.setattr(ops, "scan_backward", host().scan_backward.default)
+        for name in ("scan", "scan_backward", "norm_scan", "norm_scan_backward"):
+            patch.setattr(ops, name, getattr(host(), name).default)
         patch.setattr(ops, "cuda_missing", None)
         patch.setattr(backends, "GPU", "cpu")
         backends._remembered.cache_clear()
@@ -37,5 +37,8 @@ def _formulas() -> None:
     host()
     torch.library.register_autograd("fusedrnn_host::scan", autograd._backward, setup_context=autograd._setup)
     torch.library.register_autograd("fusedrnn_host::scan_backward", adjoint._backward, setup_context=adjoint._setup)
+    torch.library.register_autograd("fusedrnn_host::norm_scan", normed._backward, setup_context=normed._setup)
+    torch.library.register_fake("fusedrnn_host::norm_scan", ops._norm_scan_fake)
+    torch.library.register_fake("fusedrnn_host::norm_scan_backward", ops._norm_scan_backward_fake)
     torch.library.register_fake("fusedrnn_host::scan", ops._scan_fake)
     torch.library.register_fake("fusedrnn_host::scan_backward", ops._scan_backward_fake)

@@ -60,6 +60,16 @@ def test_masks_count() -> None:
     assert masked == lines(wide._replace(reset=True)) != lines(wide)
 
 
+def test_layer_norm_is_the_time_step_kernels() -> None:
+    normed, plain = lines(CALL._replace(layer_norm=True)), lines(CALL, regime="step")
+    assert all(line.split()[1] == "time-step" for line in normed)
+    two, one = (float(line.split()[-2]) for line in (normed[0], plain[0]))
+    assert two > one  # launches a step
+    for regime in ("cta", "cluster", "grid"):
+        for line in lines(CALL._replace(layer_norm=True), regime=regime):
+            assert line.endswith(f"no: {regime}: layer normalisation is the time-step kernel's, expected none")
+
+
 def test_float32_follows_the_setting_of_recurrent_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     call = CALL._replace(dtype=torch.float32)
     assert lines(call, tf32=True) != lines(call, tf32=False)

@@ -1,7 +1,7 @@
 """The faults that `mutate_cuda` makes in the CUDA kernels, found in their sources.
 
 - A call of the device API that synchronises is left out, or asked for one thing more or less (parity, bytes, arrivals,
-  the number of a barrier).
+  the number of a barrier, the lane that is asked).
 - A load or store that asks whether it is valid no longer asks, or is never valid.
 - A double buffer (`& 1`) becomes a single one.
 - A random event is drawn as of another kind, or of the next step.
@@ -36,6 +36,7 @@ CHANGED = {  # by one argument: its number, and what becomes of it
     "mbar_wait": [(1, "({}) ^ {}", "the other parity")],
     "mbar_arrive_expect": [(1, "({}) + 16 * {}", "16 bytes more"), (1, "({}) - 16 * {}", "16 bytes less")],
     "mbar_init": [(1, "({}) + {}", "an arrival more")],
+    "lane_xor": [(1, "({}) ^ {}", "another lane")],
     "named_sync": [(0, "{1} ? 1 : ({0})", "always barrier 1")],
     "happens": [(0, "NoiseKind((({}) + {}) % 3)", "another kind"), (1, "({}) + {}", "of the next step")],
     "old_share": [(0, "NoiseKind((({}) + {}) % 3)", "another kind"), (1, "({}) + {}", "of the next step")],
@@ -55,6 +56,9 @@ HARMLESS: dict[tuple[str, str], str] = {
     ("no cluster_sync", "scatter.h: cluster_sync(); if (finisher)"): "as in exchange.h",
     ("no cluster_sync", "split.h: cluster_sync(); }"): "as in exchange.h",
     ("off by one: (thread_id() == 0", "if (thread_id() == 0)"): "thread 1 does it instead of thread 0",
+    ("off by one: (lane_id() == 0", "if (lane_id() == 0)"): "every lane has the same sums",
+    ("real: always yes", "norm_step.h: if (walk.real(after, b)"): "its gradients are zeros where the row has no step",
+    ("zones_out: always yes", "if (zones_out())"): "of the old state nothing is kept then",
     ("finisher: always yes", "scatter.h"): "it is yes where k_split is 1 or 2, as in every small kernel",
     ("finisher: always yes", "split.h"): "it is yes where k_split is 1 or 2, as in every small kernel",
     ("vote_any: always yes", "const bool multiplies ="): "the product is taken, of zeros, and nobody reads it",

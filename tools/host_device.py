@@ -1,8 +1,8 @@
 """The CUDA kernels compiled by the host's compiler, over csrc/host_device in place of a GPU: what the tests load.
 
-The library registers torch.ops.fusedrnn_host.scan and .scan_backward for CPU tensors: the checks, the planner and the
-launches of csrc/cuda, word for word, with kernels of small sizes (csrc/host_device). It is compiled once for a content
-of csrc/, into build/host_device.
+The library registers torch.ops.fusedrnn_host.scan, .norm_scan and their adjoints for CPU tensors: the checks, the
+planner and the launches of csrc/cuda, word for word, with kernels of small sizes (csrc/host_device). It is compiled
+once for a content of csrc/, into build/host_device.
 """
 
 from __future__ import annotations

@@ -46,7 +46,8 @@ def build(copy: Path, compiler: str) -> tuple[Path, list[Fault]]:
     library = copy / "cuda_library.so"
     flags = ["-std=c++20", "-O1", "-fPIC", "-DFUSEDRNN_HOST_DEVICE", "-w", f"-I{copy / 'csrc'}", "-x", "c++"]
     cuda = copy / "csrc/cuda"
-    sources = [copy / "tests/cpp/cuda_library.cpp", *(cuda / name for name in ("plan.cpp", "run.cpp", "step.cu"))]
+    kernels = ("plan.cpp", "run.cpp", "step.cu", "norm_step.cu")
+    sources = [copy / "tests/cpp/cuda_library.cpp", *(cuda / name for name in kernels)]
     instances = sorted((cuda / "instances").glob("*.cu"))
     for instance in instances:
         if "instantiate.h" in instance.read_text() and not instance.stem.startswith(tuple(KERNELS)):
@@ -90,7 +91,8 @@ class Check:
 
         self.check: Any = cuda_calls
         self.library = cuda_calls.load(library)
-        self.runs = [(-1, case, run) for case in cuda_calls.step_cases() for run in cuda_calls.prepare(case)]
+        steps = ((cuda_calls.STEP, cuda_calls.step_cases()), (cuda_calls.NORM_STEP, cuda_calls.norm_cases()))
+        self.runs = [(row, case, run) for row, cases in steps for case in cases for run in cuda_calls.prepare(case)]
         self.instances = cuda_calls.instances(self.library)
         for instance in self.instances:
             precision = list(cuda_calls.PRECISIONS)[instance.precision]

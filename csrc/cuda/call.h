@@ -43,4 +43,12 @@ struct Call {
   void* dq;                       // [T, B, S, H], GRU: the gradient of W_hn h + b_hn
   void *dh0, *dc0;                // [S, B, H], dc0: LSTM
 };
+
+// What a call with layer normalisation has besides. Its dq is also the LSTM's: the gradient of the normalised c.
+struct NormTensors {
+  const void* gain;              // [S, G H], of the product with W_hh; the call's bias is its shift
+  const void *gain_c, *shift_c;  // [S, H], LSTM; shift_c may be null
+  void* products;                // [T, B, S, G H]: W_hh h. Forward writes it, unless null, backward reads it
+  void* dproducts;               // its gradient, backward
+};
 }  // namespace fusedrnn::cuda

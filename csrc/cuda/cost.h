@@ -122,6 +122,8 @@ constexpr double kStepTensorShare = 0.25, kStepPlainShare = 0.3;  // of the peak
 constexpr double kShareOfL2 = 0.8;    // that weights may fill and still be there at the next step
 constexpr double kStepCycles = 1500;  // where the rows lie, sums of the warps, the cell's own loads: one after another
 constexpr double kStepLoadCycles = 300;  // a warp's block of k until the next one has come from L2
+// With layer normalisation a step is two launches: the second one's passes over a row. Estimate
+constexpr double kRowCycles = 2000;
 constexpr int kStepRows = 32, kStepLeastRows = 8, kStepWarps = 8, kStepCtas = 128;  // as in step.cu
 
 // Multiply-adds a cycle and SM without tensor cores. fp64: 64 on data center GPUs, 2 elsewhere (CUDA C++ Programming
@@ -150,6 +152,7 @@ inline double step_call_us(const Request& r, const Device& device) {
       (row_tiles * weight_bytes(r) + unit_tiles * double(p.B) * k * bytes) / (kGridBytesPerCycle * device.sms);
   const bool in_l2 = weight_bytes(r) <= kShareOfL2 * device.l2_bytes;
   const double memory = memory_us(tensor_bytes(r) + (in_l2 ? 0 : weight_bytes(r)), device);
-  return double(p.T) * (kLaunchUs + std::max(us(kStepCycles + std::max({product, loads, l2}), device), memory));
+  const double rows = r.norm ? kLaunchUs + us(kRowCycles, device) : 0;
+  return double(p.T) * (kLaunchUs + std::max(us(kStepCycles + std::max({product, loads, l2}), device), memory) + rows);
 }
 }  // namespace fusedrnn::cuda::cost

@@ -19,10 +19,14 @@ FUSEDRNN_DEVICE char* smem_base() {
 }
 FUSEDRNN_DEVICE uint32_t smem_u32(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
-// Barriers of the CTA and of a warp.
+// Barriers of the CTA and of a warp, and what lanes tell each other.
 FUSEDRNN_DEVICE void cta_sync() { __syncthreads(); }
 FUSEDRNN_DEVICE void warp_sync() { __syncwarp(); }
 FUSEDRNN_DEVICE bool vote_any(bool x) { return __any_sync(0xffffffffu, x); }
+template <class T>
+FUSEDRNN_DEVICE T lane_xor(T x, int lanes) {  // the x of the lane whose number differs in these bits
+  return __shfl_xor_sync(0xffffffffu, x, lanes);
+}
 FUSEDRNN_DEVICE void named_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }

@@ -8,6 +8,9 @@
 #include "cuda/matmul.h"
 #include "cuda/torch_device.h"
 #include "schemas.h"
+#if defined(FUSEDRNN_HOST_DEVICE)
+#include "host_device/machine.h"
+#endif
 
 namespace fusedrnn::cuda {
 namespace {
@@ -83,6 +86,8 @@ struct Table {
 int64_t only_row = -1;  // a test tries the kernels one by one
 
 void only(int64_t row) { only_row = row; }
+// Of the launches to come: the order of warps and of late stores.
+void seed(int64_t value) { host_device::seed() = unsigned(value); }
 std::vector<int64_t> rows() {  // the fields of every instance, one after the other
   size_t count = 0;
   const Instance* const all = instances(&count);
@@ -103,13 +108,14 @@ Table instance_table() {
   return {all, count, 0};
 }
 
-void run_planned(const Call& call, const Tensor& like, int64_t route) {
+void run_planned(const Call& call, const NormTensors* norms, const Tensor& like, int64_t route) {
   const Request request{call.problem,
                         call.pass,
                         call.precision,
                         call.rows.masked() || call.offsets != nullptr,
                         call.dgates || call.dcs,
                         call.noise.any(),
+                        norms != nullptr,
                         Regime(route & kRegimeBits)};
   Plan planned;
   const Table table = instance_table();
@@ -119,8 +125,12 @@ void run_planned(const Call& call, const Tensor& like, int64_t route) {
   } catch (const std::invalid_argument& error) {
     STD_TORCH_CHECK(false, "fusedrnn: ", error.what());
   }
-  const auto scratch = fresh(like, {int64_t(scratch_bytes(call, planned))}, ScalarType::Byte);
-  run(call, planned, pointer(scratch), current_stream(like));
+  const size_t bytes = norms ? norm_step_scratch_bytes(call) : scratch_bytes(call, planned);
+  const auto scratch = fresh(like, {int64_t(bytes)}, ScalarType::Byte);
+  if (norms)
+    run_norm_step(call, *norms, pointer(scratch), current_stream(like));
+  else
+    run(call, planned, pointer(scratch), current_stream(like));
 }
 
 void check_size(const Sizes& n, int64_t route) {
@@ -132,13 +142,46 @@ void check_size(const Sizes& n, int64_t route) {
                   "fusedrnn: route: expected a regime from 0 to 4, plus 8 to allow TF32, got ", route);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
-    const Tensor& gates_x, const OptionalTensor& h0, const OptionalTensor& c0, const Tensor& weight_hh,
-    const OptionalTensor& bias_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
-    const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& offsets,
-    const OptionalTensor& mask_key, const std::vector<double>& rates, int64_t cell, int64_t directions, bool save,
-    const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t route) {
-  check_reserved(reset_h, reset_c, std::nullopt);
+// What layer normalisation gives the ops besides: gains of the product with W_hh, and gain and shift of the LSTM's c.
+struct Gains {
+  const Tensor& hh;
+  const OptionalTensor &c, &shift_c;
+
+  void check(const Sizes& n, int64_t cell, const Tensor& like) const {
+    check_norms(hh, c, shift_c, n, cell, like.scalar_type());
+    check_here(like, {{"gain_c", &c}, {"shift_c", &shift_c}});
+    STD_TORCH_CHECK(hh.device() == like.device(), "fusedrnn: gain_hh: expected a tensor on the device of the others");
+  }
+};
+// Those that the kernels read, kept alive for the call.
+struct HeldNormTensors {
+  Tensor hh;
+  OptionalTensor c, shift_c;
+  NormTensors norms{};
+
+  explicit HeldNormTensors(const Gains& gains) : hh(whole(gains.hh)), c(whole(gains.c)), shift_c(whole(gains.shift_c)) {
+    norms.gain = pointer(hh), norms.gain_c = pointer(c), norms.shift_c = pointer(shift_c);
+  }
+};
+
+// The op's other options, and whether there is one of them.
+const Tensor& only_norms(const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& gain_hh) {
+  STD_TORCH_CHECK(!reset_h && !reset_c,
+                  "fusedrnn: reset_h, reset_c: in the CUDA kernels a reset goes back to zeros; pass None");
+  STD_TORCH_CHECK(gain_hh, "fusedrnn: gain_hh: the CUDA kernels need one in norm_scan; without it call scan");
+  return *gain_hh;
+}
+
+struct ForwardResults {
+  Tensor y, hn, gates, cs, cn;
+  Tensor products;  // defined with layer normalisation alone
+};
+// The ops `scan` and `norm_scan`. gains: null for none.
+ForwardResults forward(const Tensor& gates_x, const OptionalTensor& h0, const OptionalTensor& c0,
+                       const Tensor& weight_hh, const OptionalTensor& bias_hh, const OptionalTensor& lengths,
+                       const OptionalTensor& reset, const OptionalTensor& offsets, const OptionalTensor& mask_key,
+                       const std::vector<double>& rates, int64_t cell, int64_t directions, bool save,
+                       const Gains* gains, int64_t route) {
   const Noise noise = check_rates(mask_key, rates, cell);
   check_type(gates_x.scalar_type());
   const Packed packed(offsets, lengths, reset);
@@ -155,12 +198,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
                        {"mask_key", &mask_key}});
   STD_TORCH_CHECK(weight_hh.device() == gates_x.device(),
                   "fusedrnn: weight_hh: expected a tensor on the device of the others");
+  if (gains) gains->check(n, cell, gates_x);
   const Guard guard(gates_x);
   const bool lstm = cell == kLstm;
-  Tensor y = fresh(gates_x, {n.T, n.B, n.S, n.H}), hn = fresh(gates_x, {n.S, batch, n.H}),
-         gates = save && n.Z ? fresh(gates_x, {n.T, n.B, n.S, n.Z * n.H}) : fresh(gates_x, {0}),
-         cs = lstm ? fresh(gates_x, {n.T, n.B, n.S, n.H}) : fresh(gates_x, {0}),
-         cn = lstm ? fresh(gates_x, {n.S, batch, n.H}) : fresh(gates_x, {0});
+  ForwardResults out{fresh(gates_x, {n.T, n.B, n.S, n.H}),
+                     fresh(gates_x, {n.S, batch, n.H}),
+                     save && n.Z ? fresh(gates_x, {n.T, n.B, n.S, n.Z * n.H}) : fresh(gates_x, {0}),
+                     lstm ? fresh(gates_x, {n.T, n.B, n.S, n.H}) : fresh(gates_x, {0}),
+                     lstm ? fresh(gates_x, {n.S, batch, n.H}) : fresh(gates_x, {0}),
+                     {}};
   const Tensor projections = whole(gates_x), w = whole(weight_hh);
   const OptionalTensor bias = whole(bias_hh), h = whole(h0), c = whole(c0), key = whole_key(mask_key);
   Call call{};
@@ -172,18 +218,55 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
   call.noise = noise, call.key = data<const int64_t>(key);
   call.w = pointer(w), call.bias = pointer(bias), call.h0 = pointer(h), call.c0 = pointer(c);
   call.gates_x = pointer(projections);
-  call.y = pointer(y), call.cs = pointer(cs), call.gates = pointer(gates);
-  call.hn = pointer(hn), call.cn = pointer(cn);
-  if (batch) run_planned(call, gates_x, route);
-  return {y, hn, gates, cs, cn};
+  call.y = pointer(out.y), call.cs = pointer(out.cs), call.gates = pointer(out.gates);
+  call.hn = pointer(out.hn), call.cn = pointer(out.cn);
+  if (!gains) {
+    if (batch) run_planned(call, nullptr, gates_x, route);
+    return out;
+  }
+  HeldNormTensors held(*gains);
+  out.products = save ? fresh(gates_x, {n.T, n.B, n.S, n.G * n.H}) : fresh(gates_x, {0});
+  held.norms.products = pointer(out.products);
+  if (batch) run_planned(call, &held.norms, gates_x, route);
+  return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
-    const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dgates, const OptionalTensor& dcs,
-    const OptionalTensor& dcn, const Tensor& gates, const Tensor& y, const OptionalTensor& h0, const OptionalTensor& cs,
-    const OptionalTensor& c0, const Tensor& weight_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
-    int64_t cell, int64_t directions, int64_t route, const OptionalTensor& offsets, const OptionalTensor& mask_key,
-    const std::vector<double>& rates) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
+    const Tensor& gates_x, const OptionalTensor& h0, const OptionalTensor& c0, const Tensor& weight_hh,
+    const OptionalTensor& bias_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
+    const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& offsets,
+    const OptionalTensor& mask_key, const std::vector<double>& rates, int64_t cell, int64_t directions, bool save,
+    const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t route) {
+  check_reserved(reset_h, reset_c, std::nullopt);
+  const auto out = forward(gates_x, h0, c0, weight_hh, bias_hh, lengths, reset, offsets, mask_key, rates, cell,
+                           directions, save, nullptr, route);
+  return {out.y, out.hn, out.gates, out.cs, out.cn};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> norm_scan(
+    const Tensor& gates_x, const OptionalTensor& h0, const OptionalTensor& c0, const Tensor& weight_hh,
+    const OptionalTensor& bias_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
+    const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& gain_hh,
+    const OptionalTensor& gain_c, const OptionalTensor& shift_c, const OptionalTensor& mask_key,
+    const std::vector<double>& rates, int64_t cell, int64_t directions, bool save, int64_t route) {
+  const Gains gains{only_norms(reset_h, reset_c, gain_hh), gain_c, shift_c};
+  const auto out = forward(gates_x, h0, c0, weight_hh, bias_hh, lengths, reset, std::nullopt, mask_key, rates, cell,
+                           directions, save, &gains, route);
+  return {out.y, out.hn, out.gates, out.cs, out.cn, out.products};
+}
+
+struct BackwardResults {
+  Tensor dgates_x, dh0, dc0, dq;
+  Tensor dproducts;  // defined with layer normalisation alone
+};
+// The ops `scan_backward` and `norm_scan_backward`. gains, products: null for none.
+BackwardResults backward(const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dgates,
+                         const OptionalTensor& dcs, const OptionalTensor& dcn, const Tensor& gates, const Tensor& y,
+                         const OptionalTensor& h0, const OptionalTensor& cs, const OptionalTensor& c0,
+                         const Tensor& weight_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
+                         int64_t cell, int64_t directions, const OptionalTensor& offsets,
+                         const OptionalTensor& mask_key, const std::vector<double>& rates, const Gains* gains,
+                         const Tensor* products, int64_t route) {
   const Noise noise = check_rates(mask_key, rates, cell);
   check_type(y.scalar_type());
   const Packed packed(offsets, lengths, reset);
@@ -207,12 +290,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
                  {"mask_key", &mask_key}});
   STD_TORCH_CHECK(weight_hh.device() == y.device() && gates.device() == y.device(),
                   "fusedrnn: weight_hh, gates: expected tensors on the device of the others");
+  if (gains) {
+    gains->check(n, cell, y);
+    check_like("products", *products, {n.T, n.B, n.S, n.G * n.H}, y.scalar_type());
+    STD_TORCH_CHECK(products->device() == y.device(),
+                    "fusedrnn: products: expected a tensor on the device of the others");
+  }
   const Guard guard(y);
-  const bool lstm = cell == kLstm, gru = cell == kGru;
-  Tensor dgates_x = fresh(y, {n.T, n.B, n.S, n.G * n.H}), dh0 = fresh(y, {n.S, batch, n.H}),
-         dc0 = lstm ? fresh(y, {n.S, batch, n.H}) : fresh(y, {0}),
-         dq = gru ? fresh(y, {n.T, n.B, n.S, n.H}) : fresh(y, {0});
-  const Tensor kept = whole(gates), out = whole(y), w = whole(weight_hh);
+  const bool lstm = cell == kLstm, has_dq = cell == kGru || (lstm && gains);
+  BackwardResults out{fresh(y, {n.T, n.B, n.S, n.G * n.H}),
+                      fresh(y, {n.S, batch, n.H}),
+                      lstm ? fresh(y, {n.S, batch, n.H}) : fresh(y, {0}),
+                      has_dq ? fresh(y, {n.T, n.B, n.S, n.H}) : fresh(y, {0}),
+                      {}};
+  const Tensor kept = whole(gates), given_y = whole(y), w = whole(weight_hh);
   const OptionalTensor dy_ = whole(dy), dhn_ = whole(dhn), dgates_ = n.Z ? whole(dgates) : std::nullopt,
                        dcs_ = lstm ? whole(dcs) : std::nullopt, dcn_ = lstm ? whole(dcn) : std::nullopt, h = whole(h0),
                        cs_ = lstm ? whole(cs) : std::nullopt, c = lstm ? whole(c0) : std::nullopt,
@@ -225,12 +316,45 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
   call.offsets = packed.offsets;
   call.noise = noise, call.key = data<const int64_t>(key);
   call.w = pointer(w), call.h0 = pointer(h), call.c0 = pointer(c);
-  call.y = pointer(out), call.cs = const_cast<void*>(pointer(cs_)), call.gates = pointer(kept);
+  call.y = pointer(given_y), call.cs = const_cast<void*>(pointer(cs_)), call.gates = pointer(kept);
   call.dy = pointer(dy_), call.dgates = pointer(dgates_), call.dcs = pointer(dcs_);
   call.dhn = pointer(dhn_), call.dcn = pointer(dcn_);
-  call.dgates_x = pointer(dgates_x), call.dq = pointer(dq), call.dh0 = pointer(dh0), call.dc0 = pointer(dc0);
-  if (batch) run_planned(call, y, route);
-  return {dgates_x, dh0, dc0, dq};
+  call.dgates_x = pointer(out.dgates_x), call.dq = pointer(out.dq);
+  call.dh0 = pointer(out.dh0), call.dc0 = pointer(out.dc0);
+  if (!gains) {
+    if (batch) run_planned(call, nullptr, y, route);
+    return out;
+  }
+  HeldNormTensors held(*gains);
+  const Tensor given_products = whole(*products);
+  out.dproducts = fresh(y, {n.T, n.B, n.S, n.G * n.H});
+  held.norms.products = pointer(given_products), held.norms.dproducts = pointer(out.dproducts);
+  if (batch) run_planned(call, &held.norms, y, route);
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
+    const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dgates, const OptionalTensor& dcs,
+    const OptionalTensor& dcn, const Tensor& gates, const Tensor& y, const OptionalTensor& h0, const OptionalTensor& cs,
+    const OptionalTensor& c0, const Tensor& weight_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
+    int64_t cell, int64_t directions, int64_t route, const OptionalTensor& offsets, const OptionalTensor& mask_key,
+    const std::vector<double>& rates) {
+  const auto out = backward(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, weight_hh, lengths, reset, cell,
+                            directions, offsets, mask_key, rates, nullptr, nullptr, route);
+  return {out.dgates_x, out.dh0, out.dc0, out.dq};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> norm_scan_backward(
+    const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dcs, const OptionalTensor& dcn,
+    const Tensor& gates, const Tensor& y, const OptionalTensor& h0, const OptionalTensor& cs, const OptionalTensor& c0,
+    const Tensor& weight_hh, const Tensor& products, const OptionalTensor& lengths, const OptionalTensor& reset,
+    const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& gain_hh,
+    const OptionalTensor& gain_c, const OptionalTensor& shift_c, const OptionalTensor& mask_key,
+    const std::vector<double>& rates, int64_t cell, int64_t directions, int64_t route) {
+  const Gains gains{only_norms(reset_h, reset_c, gain_hh), gain_c, shift_c};
+  const auto out = backward(dy, dhn, std::nullopt, dcs, dcn, gates, y, h0, cs, c0, weight_hh, lengths, reset, cell,
+                            directions, std::nullopt, mask_key, rates, &gains, &products, route);
+  return {out.dgates_x, out.dh0, out.dc0, out.dq, out.dproducts, fresh(y, {0}), fresh(y, {0})};
 }
 }  // namespace
 }  // namespace fusedrnn::cuda
@@ -239,21 +363,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
 STABLE_TORCH_LIBRARY(fusedrnn_host, m) {
   m.def(fusedrnn::kScanSchema);
   m.def(fusedrnn::kScanBackwardSchema);
+  m.def(fusedrnn::kNormScanSchema);
+  m.def(fusedrnn::kNormScanBackwardSchema);
   m.def("only(int row) -> ()");
+  m.def("seed(int value) -> ()");
   m.def("rows() -> int[]");
 }
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn_host, CompositeExplicitAutograd, m) {
   m.impl("only", TORCH_BOX(&fusedrnn::cuda::only));
+  m.impl("seed", TORCH_BOX(&fusedrnn::cuda::seed));
   m.impl("rows", TORCH_BOX(&fusedrnn::cuda::rows));
 }
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn_host, CPU, m) {
   m.impl("scan", TORCH_BOX(&fusedrnn::cuda::scan));
   m.impl("scan_backward", TORCH_BOX(&fusedrnn::cuda::scan_backward));
+  m.impl("norm_scan", TORCH_BOX(&fusedrnn::cuda::norm_scan));
+  m.impl("norm_scan_backward", TORCH_BOX(&fusedrnn::cuda::norm_scan_backward));
 }
 #else
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CUDA, m) {
   m.impl("scan", TORCH_BOX(&fusedrnn::cuda::scan));
   m.impl("scan_backward", TORCH_BOX(&fusedrnn::cuda::scan_backward));
+  m.impl("norm_scan", TORCH_BOX(&fusedrnn::cuda::norm_scan));
+  m.impl("norm_scan_backward", TORCH_BOX(&fusedrnn::cuda::norm_scan_backward));
   m.impl("product", TORCH_BOX(&fusedrnn::cuda::product));
 }
 #endif

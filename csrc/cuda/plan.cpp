@@ -139,9 +139,10 @@ Plan plan(const Request& request, const Device& device, const Instance* instance
     if (!any && wish != Regime::step) refuse(device_lacks(wish, device));
     return best;
   }
-  if (request.precision == Precision::fp64 || request.derivatives || request.noise) {
+  if (request.precision == Precision::fp64 || request.derivatives || request.noise || request.norm) {
     if (!any)
-      refuse(request.noise         ? "zoneout and recurrent dropout are the time-step kernel's, expected neither"
+      refuse(request.norm          ? "layer normalisation is the time-step kernel's, expected none"
+             : request.noise       ? "zoneout and recurrent dropout are the time-step kernel's, expected neither"
              : request.derivatives ? "gradients of the kept values or of c at every step come in, expected none"
                                    : "got fp64, expected bf16, fp16, tf32 or fp32");
     return best;

@@ -39,6 +39,7 @@ struct Request {
   bool masked;       // lengths, resets or packed rows
   bool derivatives;  // dgates or dcs come in: the time-step kernel only
   bool noise;        // zoneout or recurrent dropout: likewise
+  bool norm;         // layer normalisation: likewise, in two launches a step
   Regime wish;       // automatic: the fastest by the model
 };
 

@@ -14,4 +14,7 @@ void poison(void* memory, size_t bytes, void* stream);  // ones in every bit
 // The time-step kernel (step.cu): takes every call, fp64, dgates and dcs included.
 size_t step_scratch_bytes(const Call&);
 void run_step(const Call&, void* scratch, void* stream);
+// Its twin with layer normalisation (norm_step.cu): takes no packed rows, and no dgates.
+size_t norm_step_scratch_bytes(const Call&);
+void run_norm_step(const Call&, const NormTensors&, void* scratch, void* stream);
 }  // namespace fusedrnn::cuda

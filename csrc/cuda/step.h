@@ -209,16 +209,22 @@ struct Step {
   }
 };
 
-// Blocks: unit tile fastest, then batch tile, then stream.
+// Of a CTA: its stream, first batch row and first unit. Blocks: unit tile fastest, then batch tile, then stream.
+struct StepPlace {
+  int64_t s, b0, unit0;
+
+  FUSEDRNN_DEVICE StepPlace(const StepCall& given, int units) {
+    const Problem& n = given.call.problem;
+    const int64_t unit_tiles = (n.H + units - 1) / units, batch_tiles = (n.B + given.tile_rows - 1) / given.tile_rows;
+    const int64_t block = block_id(), tile = block / unit_tiles;
+    s = tile / batch_tiles, b0 = tile % batch_tiles * given.tile_rows, unit0 = block % unit_tiles * units;
+  }
+};
+
 template <class P, class C, Pass kPass, bool kNoise>
 FUSEDRNN_KERNEL(kStepThreads)
 time_step(const StepCall given, int64_t step) {
-  const Problem& n = given.call.problem;
-  constexpr int kUnits = StepTile<P, C, kPass>::kUnits;
-  const int64_t unit_tiles = (n.H + kUnits - 1) / kUnits, batch_tiles = (n.B + given.tile_rows - 1) / given.tile_rows;
-  const int64_t block = block_id(), tile = block / unit_tiles;
-  Step<P, C, kPass, kNoise>(given, step, tile / batch_tiles, tile % batch_tiles * given.tile_rows,
-                            block % unit_tiles * kUnits)
-      .run();
+  const StepPlace at(given, StepTile<P, C, kPass>::kUnits);
+  Step<P, C, kPass, kNoise>(given, step, at.s, at.b0, at.unit0).run();
 }
 }  // namespace fusedrnn::cuda

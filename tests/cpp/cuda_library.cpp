@@ -23,7 +23,11 @@ double number(int64_t bits) {
   return value;
 }
 
-Call call_of(const int64_t* values) {
+struct NormedCall {
+  Call call;
+  NormTensors norms;
+};
+NormedCall call_of(const int64_t* values) {
   Call call{};
   auto next = [&] { return *values++; };
   auto in = [&](auto*& to) { to = reinterpret_cast<std::remove_reference_t<decltype(to)>>(next()); };
@@ -42,7 +46,9 @@ Call call_of(const int64_t* values) {
   in(call.gates_x), in(call.y), in(call.cs), in(call.gates), in(call.hn), in(call.cn);
   in(call.dy), in(call.dgates), in(call.dcs), in(call.dhn), in(call.dcn);
   in(call.dgates_x), in(call.dq), in(call.dh0), in(call.dc0);
-  return call;
+  NormTensors norms{};
+  in(norms.gain), in(norms.gain_c), in(norms.shift_c), in(norms.products), in(norms.dproducts);
+  return {call, norms};
 }
 }  // namespace
 
@@ -69,11 +75,11 @@ int cuda_instance(int row, int* to) {
   return 1;
 }
 
-// `values`: the fields of a Call in their order, pointers as numbers. `row`: of the table of instances; -1: the
-// time-step kernel. Returns 1, and leaves a message, if it fails.
+// `values`: the fields of a Call and of NormTensors in their order, pointers as numbers. `row`: of the table of instances; -1:
+// the time-step kernel; -2: that with layer normalisation. Returns 1, and leaves a message, if it fails.
 int cuda_run(const int64_t* values, int row, unsigned seed) {
   error.clear();
-  const Call call = call_of(values);
+  const auto [call, norms] = call_of(values);
   Plan plan{Regime::step, -1, 0, 0, 0, 0, 0, 0, 0};
   if (row >= 0) {
     size_t count = 0;
@@ -83,12 +89,15 @@ int cuda_run(const int64_t* values, int row, unsigned seed) {
   }
   host_device::seed() = seed;
   try {
-    const size_t bytes = scratch_bytes(call, plan);
+    const size_t bytes = row == -2 ? norm_step_scratch_bytes(call) : scratch_bytes(call, plan);
     std::vector<double> scratch(bytes / sizeof(double) + 64, double(NAN));
     char* first = reinterpret_cast<char*>(scratch.data());
     first += 256 - reinterpret_cast<uintptr_t>(first) % 256;  // as the allocator of a GPU aligns
     host_device::memory()[first] = bytes;
-    run(call, plan, first, nullptr);
+    if (row == -2)
+      run_norm_step(call, norms, first, nullptr);
+    else
+      run(call, plan, first, nullptr);
     host_device::memory().erase(first);
   } catch (const std::exception& fault) {
     error = fault.what();

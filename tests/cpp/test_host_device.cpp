@@ -63,6 +63,16 @@ int main() {
   expect("a barrier that one thread leaves out", "deadlock", [] {
     if (thread_id()) cta_sync();
   });
+  bool exchanged = true;
+  expect("numbers that lanes exchange", "", [&] {
+    const int word = lane_xor(thread_id(), 5);
+    const double number = lane_xor(double(thread_id()), 16);
+    exchanged = exchanged && word == (thread_id() ^ 5) && number == (thread_id() ^ 16);
+  });
+  if (!exchanged) {
+    std::printf("numbers that lanes exchange: they are others\n");
+    failures++;
+  }
   expect("lanes in different collectives", "different collectives", [] {
     if (lane_id() % 2)
       movmatrix(0);

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from close import assert_no_worse, assert_same
+from normed_loop import shaken
 from problems import DEVICE, DTYPES, REHEARSAL, exact, products
 from torch import Tensor
 
@@ -26,8 +27,9 @@ def start(cell: str, noise: dict[str, float], backend: str) -> tuple[Any, Tensor
 
 
 @pytest.mark.parametrize("cell", ["GRU", "LSTM", "RNN"])
-def test_layer_norm_reads_nothing_on_the_host(cell: str) -> None:
-    no_reads(*start(cell, {"layer_norm": True}, "reference"))
+@pytest.mark.parametrize("backend", ["cuda", "reference"])
+def test_layer_norm_reads_nothing_on_the_host(backend: str, cell: str) -> None:
+    no_reads(*start(cell, {"layer_norm": True}, backend))
 
 
 @each_noise
@@ -97,9 +99,16 @@ def test_kernels_that_hold_the_weights_do_so_with_noise(kernels: str, cell: str)
     compare(kernels, cell, True, "fp16", {} if kernels == "triton:grid" else {"recurrent_dropout": 0.4})
 
 
-def compare(kernels: str, cell: str, training: bool, kind: str, noise: dict[str, float]) -> None:
-    layer, _ = start(cell, noise | {"zoneout": 0.3 * (training or cell != "RNN")}, kernels)
-    layer.train(training)
+@pytest.mark.parametrize("kind", [kind for kind in DTYPES if kind != "tf32"])
+@pytest.mark.parametrize("noise", [{"zoneout": 0.0}, {"recurrent_dropout": 0.4}], ids=["plain", "noise"])
+@pytest.mark.parametrize("cell", ["GRU", "LSTM", "RNN"])
+def test_layer_norm_in_the_kernels(cell: str, noise: dict[str, float], kind: str) -> None:
+    compare("cuda", cell, True, kind, noise | {"layer_norm": True})
+
+
+def compare(kernels: str, cell: str, training: bool, kind: str, options: dict[str, float]) -> None:
+    layer, _ = start(cell, {"zoneout": 0.3 * (training or cell != "RNN")} | options, kernels)
+    shaken(layer).train(training)
     with torch.no_grad():
         for p in layer.parameters():
             p.copy_(exact(p))
