@@ -102,7 +102,8 @@ def _of_rnn(
         cuts = torch.cat([torch.zeros_like(reset[:1]), turn(reset)[:-1]])
     entering = reference.previous(torch.zeros_like(y), of_dh0, lengths, reset, D)
     upward = turn(of_slopes + _times(entering, weight.mT))
-    given = upward, None, None, None, None, y.new_empty(0), turn(y), None, None, None, weight.mT.contiguous()
+    absent = torch.empty(0, dtype=y.dtype, device=y.device)  # of y's own making vmap would give it rows
+    given = upward, None, None, None, None, absent, turn(y), None, None, None, weight.mT.contiguous()
     turned = adjoint(*given, lengths, cuts, ctx.cell, D, ctx.route, None, None, ())[0]
     of_g = turn(turned)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 
@@ -57,15 +58,18 @@ def class_name(cls: type) -> str:
     return f"{package}.{cls.__qualname__}"
 
 
+_NAMES = ("GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell")
+
+
 def why_left(module: nn.Module, ours: tuple[type[nn.Module], ...]) -> str | None:
     """Why a module that is not of torch's plain classes stays as it is; None if it is not recurrent at all."""
     cls = type(module)
     if isinstance(module, ours):
         return "it is this package's already"
-    if cls.__module__.startswith("torch.ao.nn.quantized") and any("RNN" in base.__name__ for base in cls.__mro__):
-        return "its weights are quantized"
-    scripted = getattr(module, "original_name", "")
-    if scripted in ("GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"):
+    if cls.__module__.startswith("torch.ao.nn.quantiz") and any(base.__name__ in _NAMES for base in cls.__mro__):
+        return "its weights are quantized, or about to be"
+    scripted = module.original_name if isinstance(module, torch.jit.ScriptModule) else None
+    if scripted in _NAMES:
         return f"it is an nn.{scripted} that TorchScript has compiled: convert first, then script"
     if not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         return None

@@ -111,8 +111,7 @@ def explain(
         )
     if reset_state is not None:
         checks.reset_there(reset)
-    problem = _problem(layer, input, hx, lengths, reset, return_states)
-    problem = problem._replace(reset_state=reset_state is not None)
+    problem = _problem(layer, input, hx, lengths, reset, return_states, reset_state)
     asked = str(override() or getattr(layer, "backend", AUTO))
     chosen, refusal = None, None
     try:
@@ -132,6 +131,7 @@ def _problem(
     lengths: Tensor | None,
     reset: Tensor | None,
     return_states: bool,
+    reset_state: Any,
 ) -> Problem:
     cell = by_mode(layer.mode)
     hx = None if hx is None else checks.state_list(hx, len(cell.states))
@@ -147,7 +147,9 @@ def _problem(
         steps, rows = (x.shape[0], 1) if x.dim() == 2 else (x.shape[steps], x.shape[rows])
     training = layer.training
     noise = rates(cell, getattr(layer, "zoneout", 0.0), getattr(layer, "recurrent_dropout", 0.0) if training else 0.0)
-    traced, tensors = modes.traced(), (x, *layer.parameters())
+    starts = reset_state if isinstance(reset_state, (tuple, list)) else [reset_state]
+    tensors = (x, *layer.parameters(), *(t for t in (*(hx or ()), *starts) if isinstance(t, Tensor)))
+    traced = modes.traced()
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     return Problem(
         cell,
@@ -175,4 +177,5 @@ def _problem(
         any(noise[2:]),
         bool(noise) and training,
         getattr(layer, "layer_norm", False),
+        reset_state is not None,
     )

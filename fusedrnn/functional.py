@@ -249,7 +249,6 @@ def _public(
         raise ValueError(f"{name}: Expected input to be 3D, got {input.dim()}D instead")
     if batch_first:
         input = input.transpose(0, 1)
-        reset = None if reset is None else reset.transpose(0, 1)
     layers, directions = options["num_layers"], 2 if options["bidirectional"] else 1
     checks.layer_norm(options["layer_norm"])
     norms = norm_names(spec, options["bias"]) if options["layer_norm"] else ()
@@ -259,7 +258,7 @@ def _public(
     edge = (layers * directions, input.shape[1])
     sizes = [(*edge, proj_size or hidden_size), (*edge, hidden_size)][: len(spec.states)]
     checks.contents(name, input, weights[0].shape[1], hx or (), sizes[: len(hx or ())], weights[0])
-    checks.masks(lengths, reset, *input.shape[:2])
+    lengths, reset = checks.masks(lengths, reset, input.shape[0], input.shape[1], 3, batch_first)
     if reset_state is not None:
         shapes = [(size[0], size[2]) for size in sizes]
         reset_state = checks.reset_state(reset_state, reset, shapes, weights[0])

@@ -505,7 +505,10 @@ def _each_direction(
         run(d == 1, *(None if t is None else _every_second(t, dim, d) for t, dim in given)) for d in range(2)
     )
     return tuple(
-        a if a.dim() == 1 else torch.stack([a, b], dim + 1).flatten(dim, dim + 1)
+        # by reshape, because is_grads_batched has no rule for flatten
+        a
+        if a.dim() == 1
+        else torch.stack([a, b], dim + 1).reshape(*a.shape[:dim], 2 * a.shape[dim], *a.shape[dim + 1 :])
         for a, b, dim in zip(forward, reverse, dims_out, strict=True)
     )
 

@@ -95,7 +95,7 @@ class _Segments:
     def initial(self, states: Tensor, like: Tensor, given: MaybeTensor, start: MaybeTensor) -> Tensor:
         """What each segment starts from, [D, n*B, H]: one of the first run's states [T, B, D*H], or the layer's own."""
         own = torch.zeros_like(like) if given is None else given
-        kept = self._apart(states.view(*states.shape[:2], self.directions, -1))
+        kept = self._apart(states.view(*states.shape[:2], self.directions, like.shape[-1]))
         forward = torch.cat([own[:1], kept[-1, :-1, :, 0]])
         if self.directions == 1:
             return forward.flatten(0, 1).unsqueeze(0)
@@ -110,7 +110,7 @@ class _Segments:
 
     def last(self, t: Tensor) -> Tensor:
         """[D, n*B, H] to [D, B, H]: forward, of the segment that holds a row's last step; reverse, of the first."""
-        each = t.view(-1, self.n, self.B, t.shape[-1])
+        each = t.view(self.directions, self.n, self.B, t.shape[-1])
         if self.lengths is None:
             forward = each[0, -1]
         else:

@@ -131,6 +131,24 @@ def test_second_derivative_of_an_rnn_is_the_kernels(spec: CellSpec, directions: 
         assert_same(*found)
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_second_derivative_of_an_rnn_is_batched(bidirectional: bool) -> None:
+    """By vmap over the gradient of a gradient, and by is_grads_batched."""
+    layer = Bare(RNN_TANH, bidirectional=bidirectional, backend="cpu").double()
+
+    def penalty(x: Tensor) -> Tensor:
+        return torch.func.grad(lambda x: layer(x)[0].square().sum())(x).square().sum()
+
+    x = torch.randn(2, T, B, I, dtype=DOUBLE)
+    mapped = torch.func.vmap(torch.func.grad(penalty))(x)
+    assert_same([mapped], [torch.stack([torch.func.grad(penalty)(one) for one in x])])
+    leaf = x[0].clone().requires_grad_()
+    (g,) = torch.autograd.grad(layer(leaf)[0].square().sum(), leaf, create_graph=True)
+    (found,) = torch.autograd.grad(g, leaf, x, is_grads_batched=True, retain_graph=True)
+    want = [torch.autograd.grad(g, leaf, one, retain_graph=True)[0] for one in x]
+    assert_same([found], [torch.stack(want)])
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_gradient_penalty_reaches_the_weights(recompute: bool) -> None:
     layer = Bare(LSTM, num_layers=2, bidirectional=True, recompute=recompute, backend="cpu").double()

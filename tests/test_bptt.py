@@ -182,6 +182,17 @@ def test_compiles_for_every_number_of_steps(fresh_graphs: None) -> None:
     assert len(set(frames)) == 1, "a new number of steps compiled anew"
 
 
+@each_layer
+def test_no_rows(name: str) -> None:
+    layer = getattr(fusedrnn, name)(I, H, bidirectional=True, bptt=2)
+    for lengths in (None, torch.zeros(0, dtype=torch.long)):
+        x = torch.zeros(6, 0, I, requires_grad=True)
+        y, _ = layer(x, lengths=lengths)
+        y.sum().backward()
+        assert y.shape == (6, 0, 2 * H)
+        assert all(p.grad is not None and not p.grad.any() for p in layer.parameters())
+
+
 def test_what_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = fusedrnn.GRU(I, H, bptt=3)
     assert (layer.bptt, copy.deepcopy(layer).bptt, fusedrnn.GRU(I, H).bptt) == (3, 3, None)

@@ -212,7 +212,14 @@ def test_reports_quantized_layers(recwarn: pytest.WarningsRecorder) -> None:
     model = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.LSTM(I, H)), {nn.LSTM})
     reports: list[Any] = []
     fusedrnn.convert(model, report=reports.append)
-    assert [one.why for one in reports[0].left] == ["its weights are quantized"]
+    fusedrnn.convert(torch.ao.nn.quantizable.LSTM(I, H), report=reports.append)
+    assert [one.why for one in (*reports[0].left, *reports[1].left)] == [
+        "its weights are quantized, or about to be"
+    ] * 2
+    other = nn.Linear(I, I)
+    other.original_name = "GRU"
+    fusedrnn.convert(other, report=reports.append)
+    assert not reports[2]
 
 
 def test_errors() -> None:

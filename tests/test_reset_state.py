@@ -211,6 +211,11 @@ def test_errors() -> None:
         gru(pack_sequence([x[:, 0]]), reset_state=start)
     with pytest.raises(ValueError, match="reset_state: there is no reset"):
         fusedrnn.explain(gru, x, reset_state=start)
+    with pytest.raises(TypeError, match="reset: Expected a Tensor, got list"):
+        fusedrnn.functional.gru(x, None, list(gru.parameters()), batch_first=True, reset=[[True]])
+    rnn = make("RNN", zoneout=0.1).eval().requires_grad_(False)
+    told = fusedrnn.explain(rnn, x, reset=RESET, reset_state=start.clone().requires_grad_())
+    assert told.problem.grad
     gru.backend = "aten"
     with pytest.raises(UnsupportedProblem, match=r"torch's own op has no reset, reset_state"):
         gru(x, reset=RESET, reset_state=start)
