@@ -66,11 +66,13 @@ def _run_studies(options: argparse.Namespace, names: Sequence[str], saved: Saved
     progress = Progress(sum(seconds.values()), stream=io.StringIO() if parallel.rank() else None)
     interrupted = False
     machine = torch.cuda.get_device_name() if options.device == "cuda" else ""
-    saved, path = saved or _saved(options), options.rows or options.out / "rows.csv"
+    path = options.rows or options.out / "rows.csv"
     facts = environment() | {"effort": options.effort, "processes": parallel.size(), "budget_s": seconds}
     facts |= {"data": digest(options.data), "embeddings": digest(options.embeddings)}
-    known = {} if options.overwrite else _known(options, path, facts)
-    with Recorder(path, resume=bool(known), machine=machine, keep=partial(_kept, options.effort, names)) as recorder:
+    known = _known(options, path, facts)
+    saved = saved or _saved(options)
+    keep = partial(_kept, options, names)
+    with Recorder(path, resume=bool(known), machine=machine, keep=keep) as recorder:
         recorder.keys = parallel.agree(recorder.keys)  # what is finished is so in every process, or one waits in vain
         if done := sum(row.metric == FINISHED for row in recorder.rows):
             told = f"{path} holds {done} finished parts of {known['date']}, which are kept; --overwrite measures anew"
@@ -102,39 +104,42 @@ def _run_studies(options: argparse.Namespace, names: Sequence[str], saved: Saved
 
 
 def _known(options: argparse.Namespace, path: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """The environment of the rows that are there, nothing where there are none.
+    """The environment of the rows that are there, nothing where there are none, or all are to be measured anew.
 
     Raises:
         RecordError: they were made with other arguments or versions.
     """
     if not path.exists() or not path.stat().st_size:
         return {}
+    if options.overwrite and (not options.names or all(row.study in options.names for row in read_rows(path))):
+        return {}
+    anew = "name no study and all is measured anew" if options.overwrite else "give --overwrite to measure anew"
     if options.rows:
         return {"date": "an earlier call"}
     try:
         known: dict[str, Any] = json.loads(path.with_name(ENVIRONMENT).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RecordError(
-            f"{path} has rows whose {ENVIRONMENT} cannot be read ({error}): give --overwrite to measure anew, or "
-            "another --out"
+            f"{path} has rows whose {ENVIRONMENT} cannot be read ({error}): {anew}, or give another --out"
         ) from None
     changed = [name for name in SAME if known.get(name) != facts[name]]
     if changed:
         told = ", ".join(f"{name} {known.get(name)!r}, now {facts[name]!r}" for name in changed)
         raise RecordError(
-            f"{path} holds rows made with {told}: give the same arguments to go on, --overwrite to measure anew, or "
-            "another --out"
+            f"{path} holds rows made with {told}: give the same arguments to go on; or {anew}, or give another --out"
         )
     return known
 
 
-def _kept(effort: str, names: Sequence[str], rows: list[Row]) -> list[Row]:
-    """What a rerun does not measure again: other studies' rows, and finished parts of its own.
+def _kept(options: argparse.Namespace, names: Sequence[str], rows: list[Row]) -> list[Row]:
+    """What a rerun does not measure again: other studies' rows, and finished parts of its own without --overwrite.
 
     Long training keeps states, not rows: they are written again from these.
     """
-    trained = TRAINED if effort == "full" else ()
+    trained = TRAINED if options.effort == "full" else ()
     own = finished_parts([row for row in rows if row.study in names and row.study not in trained])
+    if options.overwrite:
+        own = []
     return [row for row in rows if row.study not in names] + own
 
 
@@ -143,7 +148,8 @@ def _saved(options: argparse.Namespace) -> Saved | None:
     if options.effort != "full":
         return None
     arguments = {"data": digest(options.data), "embeddings": digest(options.embeddings)}
-    return Saved(options.rows.parent if options.rows else options.out, arguments, overwrite=options.overwrite)
+    anew = options.overwrite and not (options.names and set(options.names).isdisjoint(TRAINED))
+    return Saved(options.rows.parent if options.rows else options.out, arguments, overwrite=anew)
 
 
 def _check_data(options: argparse.Namespace) -> None:

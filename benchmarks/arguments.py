@@ -51,7 +51,9 @@ def parser() -> argparse.ArgumentParser:
         "the same arguments and --out ended",
     )
     study.add_argument(
-        "--overwrite", action="store_true", help="measure and train anew; else what an earlier call finished is kept"
+        "--overwrite",
+        action="store_true",
+        help="measure and train anew, what is named or everything; else what an earlier call finished is kept",
     )
     study.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: %(default)s)")
     study.add_argument("--rows", type=Path, metavar="FILE", help="write the rows alone, there, and no report")

@@ -1,7 +1,8 @@
 """The adjoint of the recurrence as a function that can itself be differentiated, batched and compiled.
 
-It is a function of the upstream gradients and of what forward kept. Its derivative, of any order, goes through the
-reference, a loop of PyTorch ops; an RNN's is the adjoint again, in the opposite direction of time, and so a kernel's.
+It is a function of the upstream gradients and of what forward kept. Its derivative, of any order, is a loop of PyTorch
+ops (`second`; with noise, the reference's); an RNN's is the adjoint again, in the opposite direction of time, and so a
+kernel's.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import batching, modes, ops, reference
+from . import batching, modes, ops, reference, second
 from .spec import CELLS, RNN_TANH
 
 States = tuple[Tensor, ...]
@@ -50,15 +51,19 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: States) -> None:
     ctx.others = len(inputs) - TENSORS
     mask_key, ctx.rates = inputs[RATES - 1 : RATES + 1]
     ctx.route = inputs[ROUTE]
-    own = CELLS[ctx.cell].kept or ctx.rates
-    ctx.save_for_backward(*inputs[:TENSORS], mask_key, None if own else output[0])
+    results = (None,) * 4 if ctx.rates else output
+    ctx.save_for_backward(*inputs[:TENSORS], mask_key, *results)
 
 
 def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    (*tensors, mask_key, slopes), need = ctx.saved_tensors, ctx.needs_input_grad
-    if slopes is not None:
-        with modes.without_autocast(slopes):
-            found = _of_rnn(ctx, tensors, slopes, grads[0], grads[1])
+    saved, need, spec = ctx.saved_tensors, ctx.needs_input_grad, CELLS[ctx.cell]
+    tensors, mask_key, results = saved[:TENSORS], saved[TENSORS], saved[TENSORS + 1 :]
+    if not ctx.rates:
+        with modes.without_autocast(results[0]):
+            if spec.kept:
+                found = second.derivative(spec, ctx.directions, tensors, results, grads)
+            else:
+                found = _of_rnn(ctx, tensors, results[0], grads[0], grads[1])
         return *(found.get(i) if need[i] else None for i in range(TENSORS)), *[None] * ctx.others
     wanted = [i for i, t in enumerate(tensors) if t is not None and need[i]]
 
@@ -70,8 +75,8 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     y = tensors[6]
     with modes.without_autocast(y):
         pull = torch.func.vjp(run, *(tensors[i] for i in wanted))[1]
-        found = dict(zip(wanted, pull(grads), strict=True))
-    return *(found.get(i) for i in range(len(tensors))), *[None] * ctx.others
+        pulled = dict(zip(wanted, pull(grads), strict=True))
+    return *(pulled.get(i) for i in range(len(tensors))), *[None] * ctx.others
 
 
 def _of_rnn(

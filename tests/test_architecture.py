@@ -33,7 +33,7 @@ LAYERS = (
     {"formula", "pieces"},
     {"adjoint", "backends", "triton_ops"},
     {"triton_plan"},
-    {"batching", "cudnn", "gpu_plan", "measured", "products", "reference", "units"},
+    {"batching", "cudnn", "gpu_plan", "measured", "products", "reference", "second", "units"},
     {"ops"},
     {"_build", "_plan", "checks", "errors", "modes", "philox", "spec", "triton_kernels", "truncated"},
 )

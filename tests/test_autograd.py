@@ -15,7 +15,7 @@ from torch.func import functional_call, jvp
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusedrnn import autograd, ops, reference
-from fusedrnn.spec import GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec
+from fusedrnn.spec import CELLS, GRU, LSTM, RNN_RELU, RNN_TANH, CellSpec
 
 pytestmark = needs_kernel
 DOUBLE = torch.double
@@ -109,32 +109,44 @@ def test_third_derivative(spec: CellSpec) -> None:
 
 
 @pytest.mark.parametrize("directions", [1, 2])
-@pytest.mark.parametrize("spec", [RNN_TANH, RNN_RELU], ids=lambda spec: spec.name)
-def test_second_derivative_of_an_rnn_is_the_kernels(spec: CellSpec, directions: int) -> None:
-    """Against the reference's loop, with respect to all that its adjoint takes; masks, rows of no steps among them."""
+@pytest.mark.parametrize("spec", CELLS, ids=lambda spec: spec.name)
+def test_derivative_of_the_adjoint(spec: CellSpec, directions: int) -> None:
+    """Against autograd through the reference's adjoint, with respect to all that it takes; rows of no steps too."""
     steps, rows, streams, units = 5, 4, 2 * directions, 3
-    x, y = rand(steps, rows, streams, units), rand(steps, rows, streams, units)
-    edges, w = rand(2, streams, rows, units), rand(streams, units, units)
+    sequence, edge, lstm, kept = (steps, rows, streams, units), (streams, rows, units), spec is LSTM, len(spec.kept)
     lengths = torch.tensor([0, 2, steps, steps + 1]).expand(streams, -1)
     real = torch.arange(steps).view(-1, 1, 1, 1) < lengths.mT.unsqueeze(-1)
     reset = torch.rand(steps, rows, streams) < 0.4
     reset[0, 2], reset[2, 2] = True, True
+    dy, dhn, y, h0, w = (
+        rand(*sequence),
+        rand(*edge),
+        rand(*sequence),
+        rand(*edge),
+        rand(streams, len(spec.gates) * units, units) / 4,
+    )
+    gates, dgates = (rand(*sequence[:3], kept * units).sigmoid() if kept else None for _ in range(2))
+    of_c = (rand(*sequence), rand(*edge), rand(*sequence), rand(*edge)) if lstm else (None,) * 4  # dcs, dcn, cs, c0
     for masks in ((None, None), (lengths, None), (None, reset), (lengths, reset)):
-        held = y if masks[0] is None else torch.where(real, y, 0.0)
-        leaves = [t.clone().requires_grad_() for t in (x, edges[0], held, w)]
         found = []
+        given = [dy, dhn, dgates, of_c[0], of_c[1], gates, y, h0, of_c[2], of_c[3], w]
+        if masks[0] is not None:  # as forward writes them
+            given = [torch.where(real, t, 0.0) if i in (5, 6, 8) and t is not None else t for i, t in enumerate(given)]
         for run in (ops.scan_backward, lambda *a: reference.scan_backward(*a[:13], spec, directions)):
-            dy, dhn, held, weight = leaves
-            kept = (dy.new_empty(0), held, edges[1], None, None, weight)
-            out = run(dy, dhn, None, None, None, *kept, *masks, spec.code, directions)[:2]
-            found.append(torch.autograd.grad(out, leaves, [y.sin(), edges[1].cos()], materialize_grads=True))
+            leaves = [None if t is None else t.clone().requires_grad_() for t in given]
+            args = [t if t is not None or i != 5 else dy.new_empty(0) for i, t in enumerate(leaves)]
+            out = [t for t in run(*args, *masks, spec.code, directions) if t.numel()]
+            wanted = [t for t in leaves if t is not None]
+            above = [t.detach().cos() for t in out]
+            found.append(torch.autograd.grad(out, wanted, above, materialize_grads=True))
         assert_same(*found)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_second_derivative_of_an_rnn_is_batched(bidirectional: bool) -> None:
+@pytest.mark.parametrize("spec", [GRU, LSTM, RNN_TANH], ids=lambda spec: spec.name)
+def test_second_derivatives_are_batched(spec: CellSpec, bidirectional: bool) -> None:
     """By vmap over the gradient of a gradient, and by is_grads_batched."""
-    layer = Bare(RNN_TANH, bidirectional=bidirectional, backend="cpu").double()
+    layer = Bare(spec, bidirectional=bidirectional, backend="cpu").double()
 
     def penalty(x: Tensor) -> Tensor:
         return torch.func.grad(lambda x: layer(x)[0].square().sum())(x).square().sum()

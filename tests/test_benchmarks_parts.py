@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 from functools import partial
@@ -122,6 +123,27 @@ def test_one_study_anew_leaves_the_others_rows(tmp_path: Path, counted: list[str
     assert {row.study for row in read_rows(tmp_path / "rows.csv")} == {"s", "t"}
 
 
+def test_one_study_overwritten_leaves_the_others_rows(
+    tmp_path: Path, counted: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    counted.append("")
+    assert _command(tmp_path) == 0
+    before = read_rows(tmp_path / "rows.csv")
+    again = ["study", "s", "--quick", "--overwrite", "--out", str(tmp_path)]
+    assert command.main(again) == 0
+    assert counted[1:] == ["sa", "sb", "ta", "tb", "sa", "sb"]
+    after = read_rows(tmp_path / "rows.csv")
+    assert [row for row in after if row.study == "t"] == [row for row in before if row.study == "t"]
+    assert sorted(row.key for row in after) == sorted(row.key for row in before)
+    facts = json.loads((tmp_path / "env.json").read_text())
+    (tmp_path / "env.json").write_text(json.dumps(facts | {"kernels": "others"}))
+    whole = (tmp_path / "rows.csv").read_bytes()
+    assert command.main(again) == 2
+    assert "name no study and all is measured anew" in capsys.readouterr().err
+    assert (tmp_path / "rows.csv").read_bytes() == whole
+    assert command.main(["study", "s", "t", "--quick", "--overwrite", "--out", str(tmp_path)]) == 0
+
+
 def test_rows_of_other_arguments_are_refused_and_kept(
     tmp_path: Path, counted: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,5 +164,9 @@ def test_rows_of_other_arguments_are_refused_and_kept(
 
 def test_long_training_writes_its_rows_anew(tmp_path: Path) -> None:
     rows = [Row("text", "a", "x"), Row("text", "training", FINISHED), Row("kernels", "a", "x"), Row("s", "a", "x")]
-    assert command._kept("default", ["text", "kernels"], rows) == [rows[3], rows[0], rows[1]]
-    assert command._kept("full", ["text", "kernels"], rows) == [rows[3]]
+    assert command._kept(argparse.Namespace(effort="default", overwrite=False), ["text", "kernels"], rows) == [
+        rows[3],
+        rows[0],
+        rows[1],
+    ]
+    assert command._kept(argparse.Namespace(effort="full", overwrite=False), ["text", "kernels"], rows) == [rows[3]]
