@@ -30,14 +30,16 @@ _below_autograd = torch._C._AutoDispatchBelowAutograd
 def layer(
     *args: Any, recompute: bool = False, states: bool = False, route: int | None = None, **options: Any
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """One layer, projections included: arguments and results of `autograd.layer`, and `norms`.
+    """One layer, projections included: arguments and results of `autograd.layer`, and two more.
 
     Args:
         args: see there.
         recompute: keep nothing but the inputs for backward, and run the layer again there.
         states: see there; the LSTM's cs is returned in any case.
         route: see there.
-        options: see there; and `norms`, for each direction what `spec.norm_names` names: gains [G*H], those of c [H].
+        options: see there; `norms`, for each direction what `spec.norm_names` names: gains [G*H], those of c [H]; and
+            `resets`, where a reset goes back to, [D,H] of each state. Without one of them nothing is normalised, and a
+            reset goes back to zeros.
     """
     if forward_mode() or transformed():
         return reference.layer(*args, **options)
