@@ -103,8 +103,8 @@ def gradients(
     kept = gates, y, h0, cs, c0, weight_hh, lengths, reset
     how = spec.code, directions, route, None, mask_key, rates
     dgates_x, dh0, dc0, dq = adjoint(dy, dhn, dgates, dcs, dcn, *kept, *how)
-    # of W_hh h + b_hh; the GRU's n has its own, q. In parts, not joined: that would copy them all. But by torch.func the
-    # gradients of weights may be a row's, and to join those is the larger copy
+    # of W_hh h + b_hh; the GRU's n has its own, q. In parts, not joined: that would copy them all. But by torch.func
+    # the gradients of weights may be a row's, and to join those is the larger copy
     parts = (dgates_x[..., : 2 * y.shape[-1]], dq) if spec is GRU else (dgates_x,)
     parts = (torch.cat(parts, -1),) if len(parts) > 1 and transformed() else parts
     dweight_hh = (
