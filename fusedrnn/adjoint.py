@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import batching, modes, ops, reference, second
+from . import batching, modes, ops, products, reference, second
 from .spec import CELLS, RNN_TANH
 
 States = tuple[Tensor, ...]
@@ -123,18 +123,13 @@ def _of_rnn(
     of_dhn = torch.where(backwards, of_g[0], turned[0]).transpose(0, 1)  # of each row's last step
     if lengths is not None:
         of_dhn = torch.where((lengths > 0).unsqueeze(-1), of_dhn, of_dh0)
-    of_weight = _by_stream(slopes).mT @ _by_stream(before)
+    of_weight = products.by_stream(slopes).mT @ products.by_stream(before)
     return {0: of_g, 1: of_dhn, 6: of_y, 10: of_weight}
-
-
-def _by_stream(t: Tensor) -> Tensor:
-    """[T,B,S,N] to [S,T*B,N]."""
-    return t.reshape(-1, *t.shape[2:]).transpose(0, 1)
 
 
 def _times(rows: Tensor, weight: Tensor) -> Tensor:
     """[T,B,S,N] times [S,N,M], stream by stream."""
-    return (_by_stream(rows) @ weight).transpose(0, 1).reshape(*rows.shape[:3], weight.shape[-1])
+    return (products.by_stream(rows) @ weight).transpose(0, 1).reshape(*rows.shape[:3], weight.shape[-1])
 
 
 def _turned(t: Tensor, lengths: Tensor | None) -> Tensor:

@@ -159,7 +159,7 @@ def _by_the_adjoint(ctx: Any, saved: Sequence[Any], upstream: Sequence[MaybeTens
             if rates and rates[2]:
                 mask = philox.dropout_mask(rates[2], mask_key, seen.shape[2], seen.shape[1], y, H)
                 seen = seen * mask.transpose(0, 1)
-            dw = products.matmul(_by_stream(dproduct if normed else du).mT, _by_stream(seen), route)
+            dw = products.matmul(products.by_stream(dproduct if normed else du).mT, products.by_stream(seen), route)
         db = du.sum((0, 1)) if need[4] else None
         dgain = (du * reference.standardised(product, spec)).sum((0, 1)) if need[9] else None
         if need[10]:
@@ -174,11 +174,6 @@ def _by_the_adjoint(ctx: Any, saved: Sequence[Any], upstream: Sequence[MaybeTens
     # of each row's resets, which all go back to one state
     dreset_h, dreset_c = (None if t is None else grad.sum(1) for t, grad in ((reset_h, dreset_h), (reset_c, dreset_c)))
     return dgates_x, dh0, dc0, dw, db, None, None, dreset_h, dreset_c, dgain, dgain_c, dshift_c, *[None] * 6
-
-
-def _by_stream(t: Tensor) -> Tensor:
-    """[T,B,S,N] to [S,T*B,N]."""
-    return t.reshape(-1, *t.shape[2:]).transpose(0, 1)
 
 
 def _by_the_reference(ctx: Any, saved: Sequence[Any], upstream: Sequence[MaybeTensor]) -> list[MaybeTensor]:

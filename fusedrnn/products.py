@@ -49,6 +49,11 @@ def matmul(a: Tensor, b: Tensor, route: int) -> Tensor:
     return torch.stack([_product(x, y, route) for x, y in zip(a, b, strict=True)])
 
 
+def by_stream(t: Tensor) -> Tensor:
+    """[T,B,S,N] to [S,T*B,N]: the rows of each stream, for a product over all steps."""
+    return t.reshape(-1, *t.shape[2:]).transpose(0, 1)
+
+
 def _product(a: Tensor, b: Tensor, route: int) -> Tensor:
     return ops.product(a, b, bool(route & ALLOW_TF32))  # type: ignore[no-any-return]
 
