@@ -146,6 +146,9 @@ def recurrent(
     run: Callable[..., Any] = fused if chosen == "cpu" else _reference_layer
     if backends.has_route(chosen):
         run = partial(fused, route=backends.route(chosen, input.dtype))
+    by_one_op = chosen == "cpu" and fused is autograd.layer and not traced and not rates
+    if lengths is not None and not by_one_op and (grad or (traced and torch.is_grad_enabled())):
+        input = _without_padding(input, lengths)
     keys = philox.new_keys(num_layers, input.device) if rates and training else None
     norms: Sequence[Tensor] = ()
     if layer_norm:
@@ -177,6 +180,12 @@ def with_weight_dropout(weights: Sequence[Tensor], streams: int, probability: fl
     """The weights with torch's dropout over every W_hh."""
     each = len(weights) // streams
     return [F.dropout(w, probability) if i % each == 1 else w for i, w in enumerate(weights)]
+
+
+def _without_padding(x: Tensor, lengths: Tensor) -> Tensor:
+    """Zeros beyond each row's length: dW_ih sums over all steps, and 0 times NaN would be no 0."""
+    beyond = torch.arange(x.shape[0], device=x.device).unsqueeze(1) >= lengths
+    return x.masked_fill(beyond.unsqueeze(2), 0)
 
 
 def _norms_apart(weights: Sequence[Tensor], streams: int, norms: int) -> tuple[list[Tensor], list[Tensor]]:

@@ -13,6 +13,8 @@ from pairs import LAYERS, B, H, I, T, gradients, initial, needs_kernel, pair, ra
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+import fusedrnn
+
 each_layer = pytest.mark.parametrize("name", LAYERS)
 each_backend = pytest.mark.parametrize("backend", ["reference", "auto"])
 STACK = {"num_layers": 2, "bidirectional": True}
@@ -36,6 +38,34 @@ def test_lengths_equal_packing(name: str, backend: str, batch_first: bool) -> No
     poisoned.requires_grad_()
     out = tensors(ours(poisoned, hx, lengths))
     assert_same(out + gradients(out, [poisoned, *ours.parameters()]), expected)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "bptt": {"bptt": 2},
+    "recompute": {"recompute": True},
+    "layer_norm": {"layer_norm": True},
+    "reset_state": {},
+    "noise": {"zoneout": 0.2, "recurrent_dropout": 0.2},
+}
+
+
+@each_layer
+@each_backend
+@pytest.mark.parametrize("option", OPTIONS)
+def test_nan_beyond_a_rows_length_reaches_no_gradient(name: str, backend: str, option: str) -> None:
+    ours = getattr(fusedrnn, name)(I, H, **STACK, **OPTIONS[option], dtype=torch.double, backend=backend)
+    clean, lengths, found = rand(T, B, I), torch.tensor([2, T, 3]), []
+    more: dict[str, Any] = {}
+    if option == "reset_state":
+        start = rand(4, H)
+        more = {"reset": torch.rand(T, B) < 0.3, "reset_state": (start, start) if name == "LSTM" else start}
+    for beyond in (0.0, torch.nan):
+        x = clean.masked_fill((torch.arange(T).unsqueeze(1) >= lengths).unsqueeze(2), beyond).requires_grad_()
+        torch.manual_seed(5)
+        out = tensors(ours(x, None, lengths, **more))
+        found.append(out + gradients(out, [x, *ours.parameters()]))
+    assert_same(found[1], found[0])
 
 
 @each_layer
