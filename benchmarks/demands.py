@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -70,8 +71,10 @@ def penalty(case: Case, source: nn.RNNBase, data: Inputs) -> Tasks:
 def per_row(case: Case, source: nn.RNNBase, data: Inputs) -> Tasks:
     """The weights' gradient of each row's own loss: by vmap(grad), by a loop over rows, by a loop over cells.
 
-    The loop over cells is that of libraries for differential privacy: the gradients of every step's gates, kept,
-    meet the step's inputs in one product a row.
+    There are two loops over cells. In "cells-by-step" the gradients of a step's gates meet the step's inputs as soon as
+    they are there, in a product added to those of the other steps, as in Opacus (`create_or_accumulate_grad_sample`
+    for its `RNNLinear`) but without its modules and their hooks. In "cells", the harder rival, they are kept, and all
+    steps of a row meet in one product.
     """
     x, ours = data.x, FUSED.build(case, source)
     weights = {name: p.detach() for name, p in source.named_parameters()}
@@ -88,10 +91,11 @@ def per_row(case: Case, source: nn.RNNBase, data: Inputs) -> Tasks:
             found.append(torch.autograd.grad(total, list(layer.parameters())))
         return {name: torch.stack(parts) for name, parts in zip(weights, zip(*found, strict=True), strict=True)}
 
-    def cells() -> dict[str, Tensor]:
+    def cells(by_step: bool) -> dict[str, Tensor]:
         step, (w_ih, w_hh, b_ih, b_hh) = STEPS[source.mode], source.parameters()
         state: tuple[Tensor, ...] = (x.new_zeros(x.shape[1], case.H),) * (2 if source.mode == "LSTM" else 1)
-        gates, products, seen, outputs = [], [], [], []
+        gates: list[Tensor] = []
+        products, seen, outputs = [], [], []
         for row in x:
             seen.append(state[0])
             gates.append(F.linear(row, w_ih, b_ih))
@@ -99,6 +103,13 @@ def per_row(case: Case, source: nn.RNNBase, data: Inputs) -> Tasks:
             state = step(gates[-1], products[-1], state)
             outputs.append(state[0])
         total = torch.stack(outputs).square().sum()
+        if by_step:
+            sums = [x.new_zeros(x.shape[1], *w.shape) for w in (w_ih, w_hh, b_ih, b_hh)]
+            for made, sources, k in ((gates, x, 0), (products, seen, 1)):
+                for t, source_of_t in zip(made, sources, strict=True):
+                    t.register_hook(partial(_meet, source_of_t.detach(), sums[k], sums[k + 2]))
+            torch.autograd.grad(total, [*gates, *products])
+            return dict(zip(weights, sums, strict=True))
         slopes = torch.autograd.grad(total, [*gates, *products])
         of_x, of_h = torch.stack(slopes[: case.T], 1), torch.stack(slopes[case.T :], 1)  # [B,T,G*H]
         told = torch.stack(seen, 1).detach()
@@ -109,8 +120,15 @@ def per_row(case: Case, source: nn.RNNBase, data: Inputs) -> Tasks:
         "nn-rows": lambda: rows(source),
         "fusedrnn-rows": lambda: rows(ours),
         "vmap": lambda: mapped(weights, x),
-        "cells": cells,
+        "cells-by-step": lambda: cells(True),
+        "cells": lambda: cells(False),
     }
+
+
+def _meet(inputs: Tensor, of_weight: Tensor, of_bias: Tensor, slope: Tensor) -> None:
+    """Adds a step's share to the gradients of each row, [B,G*H,I] and [B,G*H]."""
+    of_weight += torch.einsum("bg,bi->bgi", slope, inputs)
+    of_bias += slope
 
 
 def rebuilt(case: Case, source: nn.RNNBase, data: Inputs) -> Tasks:
@@ -185,6 +203,7 @@ DEMANDS = (
         (
             Want("nn-rows", "vmap", at_least=3),
             Want("fusedrnn-rows", "vmap", at_least=3),
+            Want("cells-by-step", "vmap", at_least=3),
             Want("cells", "vmap", at_least=3),
         ),
     ),

@@ -1,4 +1,4 @@
-"""What every test starts from: one seed, and uninitialised memory that shows."""
+"""What every test starts from: one seed, uninitialised memory that shows, and threads that sleep while they wait."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 
 os.environ.setdefault("FUSEDRNN_POISON", "1")  # the library asks once: before it is imported
+# OpenMP asks once too: beside a busy process, threads that spin while they wait make small calls a hundred times slower
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch

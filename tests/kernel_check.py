@@ -1,7 +1,8 @@
 """The CPU kernel's ops against the reference, masks and all: run by test_kernel.py, here or under another setting.
 
-`python tests/kernel_check.py` runs the checks in a process of its own, where FUSEDRNN_ISA chooses the instruction set,
-FUSEDRNN_SPLIT how threads share the work, and FUSEDRNN_POISON fills the kernel's scratch memory with NaN.
+`python tests/kernel_check.py [FILE]` runs the checks in a process of its own, where FUSEDRNN_ISA chooses the
+instruction set, FUSEDRNN_SPLIT how threads share the work, and FUSEDRNN_POISON fills the kernel's scratch memory with
+NaN. FILE: what is true of the cases, by `save`, since to work it out takes longer than the checks.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import dataclasses
 import functools
 import itertools
 import statistics
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from close import error
@@ -42,6 +45,8 @@ SIZES = (
 )
 """T, B, I, H: odd tails of every vector width, row blocks of every height, one and several chunks of steps, weights
 packed and read in place."""
+
+THREADS = (1, 2, 3, 4)
 
 SHARED = ((3, 5, 4, 50), (2, 3, 16, 96), (5, 64, 3, 70), (4, 35, 40, 47))
 """For several threads, which get rows, units and streams of their own; backward too has several chunks of steps."""
@@ -80,6 +85,9 @@ class Case:
     directions: int
     mask_key: Tensor | None = None
     rates: tuple[float, ...] = ()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, cell=CELLS[state["cell"].code])  # which is asked for by `is`
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -320,11 +328,27 @@ def _compare(found: list[Tensor], want: list[Tensor], dtype: torch.dtype, bound:
         assert off <= allowed, f"#{i}: relative error {off:.1e}, allowed {allowed:.0e}"  # NaN fails too
 
 
-@functools.lru_cache(maxsize=8)
+_known: dict[tuple[int, int, int, int], list[Case]] = {}
+
+
 def cases(size: tuple[int, int, int, int]) -> list[Case]:
     """Every cell and direction of a size, with both masks and with none; kept for other numbers of threads."""
-    each = itertools.product(CELLS, (1, 2), (False, True))
-    return [make(cell, directions, size, masked, masked) for cell, directions, masked in each]
+    if size not in _known:
+        each = itertools.product(CELLS, (1, 2), (False, True))
+        _known[size] = [make(cell, directions, size, masked, masked) for cell, directions, masked in each]
+    return _known[size]
+
+
+def save(path: Path) -> None:
+    """Writes all cases and what is true of them."""
+    for threads in THREADS:
+        prepare(of_threads(threads))
+    torch.save(_known, path)
+
+
+def of_threads(threads: int) -> tuple[tuple[int, int, int, int], ...]:
+    """The sizes that are checked on so many threads."""
+    return SIZES[threads - 1 :: len(THREADS)] + (SHARED if threads > 1 else ())
 
 
 def with_noise(sizes: tuple[tuple[int, int, int, int], ...]) -> Iterator[tuple[Case, Case]]:
@@ -374,7 +398,8 @@ def check_all(sizes: tuple[tuple[int, int, int, int], ...]) -> int:
 
 
 if __name__ == "__main__":
-    for threads in (1, 2, 3, 4):
+    for file in sys.argv[1:]:
+        _known.update(torch.load(file, weights_only=False))
+    for threads in THREADS:
         torch.set_num_threads(threads)
-        sizes = SIZES[threads - 1 :: 4] + (SHARED if threads > 1 else ())
-        print(ops.instruction_set, threads, check_all(sizes), "cases right")
+        print(ops.instruction_set, threads, check_all(of_threads(threads)), "cases right")

@@ -368,6 +368,7 @@ def main() -> int:
             print(f"mutations: not tried: {error}", file=sys.stderr)
             return 2
         sys.path[:0] = [str(copy), str(ROOT / "tests")]
+        os.environ["OMP_WAIT_POLICY"] = "passive"  # threads between two calls would take the others' cores
         import torch
 
         torch.set_num_threads(1)  # a process with threads must not fork
