@@ -21,8 +21,8 @@ study: setup ## the main job: fused layers, torch's layers and convolution compa
 	$(PY) -m benchmarks study $(ARGS)
 study-full: setup ## the same with larger grids, more models and seeds: up to an hour
 	$(PY) -m benchmarks study --full $(ARGS)
-test: setup ## the whole test suite
-	$(PY) -m pytest $(ARGS)
+test: setup ## the whole test suite, on up to four processes
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadscope $(ARGS)
 test-fast: setup ## the tests that take a moment, up to the first failure
 	$(PY) -m pytest -x -m "not slow" $(ARGS)
 check: $(VENV)/.dev ## ruff, mypy, clang-format, clang-tidy, architecture; no other tests

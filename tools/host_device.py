@@ -7,6 +7,7 @@ once for a content of csrc/, into build/host_device.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shlex
@@ -41,15 +42,24 @@ def build(csrc: Path = ROOT / "csrc", out: Path = ROOT / "build" / "host_device"
         digest.update(path.relative_to(csrc).as_posix().encode() + b"\0" + path.read_bytes())
     folder = out / digest.hexdigest()[:16]
     library = folder / "fusedrnn_host.so"
-    if library.exists():
-        return library
     folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+        if not library.exists():
+            compile_all(csrc, library)
+    return library
+
+
+def compile_all(csrc: Path, library: Path) -> None:
+    """Compiles the library; RuntimeError as in `build`."""
+    import torch
+
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     home = Path(torch.__file__).parent
     include = [f"-I{csrc}", f"-isystem{home / 'include'}", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 
     def compile_one(source: Path) -> Path:
-        unit = folder / f"{source.parent.name}_{source.stem}.{os.getpid()}.o"
+        unit = library.with_name(f"{source.parent.name}_{source.stem}.{os.getpid()}.o")
         run([*compiler, *FLAGS, *include, "-x", "c++", "-c", str(source), "-o", str(unit)])
         return unit
 
@@ -61,7 +71,6 @@ def build(csrc: Path = ROOT / "csrc", out: Path = ROOT / "build" / "host_device"
     for unit in units:
         unit.unlink()
     os.replace(fresh, library)  # whoever finds it finds it whole
-    return library
 
 
 def run(command: list[str]) -> None:
