@@ -102,7 +102,7 @@ struct NormStep : Step<P, C, kPass, true> {
     const int64_t b = tile.b0 + row;
     if (row < tile.rows && step + 1 < f.problem.T) {
       const int64_t after = walk.time(step + 1);
-      if (walk.real(after, b) && !walk.cut(after, b)) {
+      if (walk.real(after, b) && (f.reset_h || !walk.cut(after, b))) {
         source = static_cast<const Stored*>(norms.dproducts) + walk.row(after, b) * G * H;
         source_q = source + (G - 1) * H;
       }
@@ -188,12 +188,12 @@ struct NormStep : Step<P, C, kPass, true> {
   // The state that a step starts from.
   FUSEDRNN_DEVICE V started_h(int64_t b, int64_t unit, bool cut) const {
     const int64_t edge = walk.edge(b) * H + unit;
-    return cut ? V(0) : step ? V(load_global(state_h + edge)) : load(f.h0, edge);
+    return cut ? load(f.reset_h, walk.s * H + unit) : step ? V(load_global(state_h + edge)) : load(f.h0, edge);
   }
   FUSEDRNN_DEVICE V started_c(int64_t b, int64_t unit, bool cut) const {
     const int64_t edge = walk.edge(b) * H + unit;
     if constexpr (!C::kHasC) return V(0);
-    return cut ? V(0) : step ? V(load_global(state_c + edge)) : load(f.c0, edge);
+    return cut ? load(f.reset_c, walk.s * H + unit) : step ? V(load_global(state_c + edge)) : load(f.c0, edge);
   }
   // Zoneout and outputs, of what the cell makes of a unit.
   FUSEDRNN_DEVICE void finish(int64_t b, int64_t unit, bool cut, V h, V c) const {
@@ -248,6 +248,15 @@ struct NormStep : Step<P, C, kPass, true> {
 
   FUSEDRNN_DEVICE void backward_row(int64_t b) const {
     const int64_t edge = walk.edge(b) * H, at = walk.row(t, b);
+    if (f.reset_h || Base::cut_off(b)) {
+      each_unit([&](int64_t unit) {
+        Upstream d = arriving(b, unit);
+        Base::give_back(b, unit, d.h, d.c);
+        store_global(sum_of(b, 0) + unit, Number(0));
+        store_global(state_h + edge + unit, E::number(d.h));
+        if (C::kHasC) store_global(state_c + edge + unit, E::number(d.c));
+      });
+    }
     if (step < 0) {
       return each_unit([&](int64_t unit) {
         const Upstream d = arriving(b, unit);
@@ -292,13 +301,13 @@ struct NormStep : Step<P, C, kPass, true> {
       const Upstream d = upstream(b, unit);
       V kept[4] = {}, none[4] = {}, da[4] = {}, h(0), y(0), dh(0), dc = d.c;
       for (int z = 0; z < Z; z++) kept[z] = load(f.gates, (at * Z + z) * H + unit);
-      if (kHasQ) h = load(walk.template before<Stored>(f.y, f.h0, step, b), unit);
+      if (kHasQ) h = load(walk.template before<Stored>(f.y, f.h0, f.reset_h, step, b), unit);
       if (!Z) y = load(f.y, at * H + unit);
       if constexpr (C::kHasC) {
         const Number c = of.standardised(kProductNorms, own_c(b, unit));
         const Output out = output(b, unit, c);
         dc = dc + V((out.standardised - means_c[0] - c * means_c[1]) * of.factor[kProductNorms]);
-        const V c_before = load(walk.template before<Stored>(f.cs, f.c0, step, b), unit);
+        const V c_before = load(walk.template before<Stored>(f.cs, f.c0, f.reset_c, step, b), unit);
         dh = C::backward_from_c(d.h, kept, none, c_before, out.tanh_c, dc, da);
         store(f.dq, at * H + unit, out.scaled);
       } else {
@@ -313,9 +322,8 @@ struct NormStep : Step<P, C, kPass, true> {
         means[norm_of(g)] += dv;
         means[kProductNorms + norm_of(g)] += dv * of.standardised(norm_of(g), product);
       }
-      const bool cut = walk.cut(t, b);
-      store_global(state_h + edge + unit, cut ? Number(0) : E::number(dh + d.h_stays));
-      if (C::kHasC) store_global(state_c + edge + unit, cut ? Number(0) : E::number(dc + d.c_stays));
+      store_global(state_h + edge + unit, E::number(dh + d.h_stays));
+      if (C::kHasC) store_global(state_c + edge + unit, E::number(dc + d.c_stays));
     });
     add_up(means, 2 * kNorms + (C::kHasC ? 2 : 0));
     for (int n = 0; n < 2 * kProductNorms; n++) means[n] = means[n] / sizes[n % kProductNorms];
@@ -334,7 +342,7 @@ struct NormStep : Step<P, C, kPass, true> {
     if (f.noise.zoneout_c <= 0) return number(f.cs, at * H + unit);
     V kept[4];
     for (int z = 0; z < 4; z++) kept[z] = load(f.gates, (at * Z + z) * H + unit);
-    return E::number(C::own_c(kept, load(walk.template before<Stored>(f.cs, f.c0, step, b), unit)));
+    return E::number(C::own_c(kept, load(walk.template before<Stored>(f.cs, f.c0, f.reset_c, step, b), unit)));
   }
   // Of the LSTM's h = o tanh(x), x of a standardised c: the tanh, and the gradients of x and of that c.
   struct Output {
