@@ -102,8 +102,9 @@ class Run(NamedTuple):
 
 
 FIELDS = (
-    "w", "bias", "h0", "c0", "reset_h", "reset_c", "gates_x", "y", "cs", "gates", "hn", "cn", "dy", "dgates", "dcs", "dhn",
-    "dcn", "dgates_x", "dq", "dh0", "dc0", "dreset_h", "dreset_c", "gain", "gain_c", "shift_c", "products", "dproducts",
+    "w", "bias", "h0", "c0", "reset_h", "reset_c", "gates_x", "y", "cs", "gates", "hn", "cn", "dy", "dgates", "dcs",
+    "dhn", "dcn", "dgates_x", "dq", "dh0", "dc0", "dreset_h", "dreset_c", "gain", "gain_c", "shift_c", "products",
+    "dproducts",
 )  # fmt: skip
 """The tensors of a Call and of its NormTensors, in their order."""
 STEP, NORM_STEP = -1, -2

@@ -1,4 +1,4 @@
-"""The recurrence with layer normalisation, and with states that resets go back to, both passes on random input: what the
+"""The recurrence with layer normalisation and with states that resets go back to, both passes on random input: what the
 ops `norm_scan` and `norm_scan_backward` have to return, and the comparison, as in recurrence_check.py.
 """
 
