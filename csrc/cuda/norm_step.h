@@ -102,7 +102,7 @@ struct NormStep : Step<P, C, kPass, true> {
     const int64_t b = tile.b0 + row;
     if (row < tile.rows && step + 1 < f.problem.T) {
       const int64_t after = walk.time(step + 1);
-      if (walk.real(after, b) && (f.reset_h || !walk.cut(after, b))) {
+      if (walk.real(after, b)) {
         source = static_cast<const Stored*>(norms.dproducts) + walk.row(after, b) * G * H;
         source_q = source + (G - 1) * H;
       }

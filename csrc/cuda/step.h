@@ -76,7 +76,7 @@ struct Step {
   }
 
   // What W_hh is multiplied with for a batch row. Forward: the state it starts from. Backward: the gates' gradients of
-  // the step after, unless the row has not got that step, or that starts from zeros.
+  // the step after, unless the row has not got that step; give_back asks whether it is cut off.
   FUSEDRNN_DEVICE void list_source(int row) const {
     const Stored *source = nullptr, *source_q = nullptr;
     const int64_t b = tile.b0 + row;
@@ -85,7 +85,7 @@ struct Step {
         if (walk.real(t, b)) source = input(b);
       } else if (step + 1 < f.problem.T) {
         const int64_t after = walk.time(step + 1);
-        if (walk.real(after, b) && (f.reset_h || !walk.cut(after, b))) {
+        if (walk.real(after, b)) {
           source = static_cast<const Stored*>(f.dgates_x) + walk.row(after, b) * G * H;
           if (kHasQ) source_q = static_cast<const Stored*>(f.dq) + walk.row(after, b) * H;
         }
@@ -214,7 +214,7 @@ struct Step {
     store_global(state_h + edge, E::number(dh));
     if (C::kHasC) store_global(state_c + edge, E::number(dc));
   }
-  // What the step after hands back is, behind a cut, not the row's: it belongs to what the reset went back to.
+  // Behind a cut, what the step after hands back is not this step's: it is the gradient of what the reset went back to.
   FUSEDRNN_DEVICE void give_back(int64_t b, int64_t unit, V& dh, V& dc) const {
     const bool cut = cut_off(b);
     if (f.reset_h) {
