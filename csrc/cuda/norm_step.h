@@ -134,17 +134,24 @@ struct NormStep : Step<P, C, kPass, true> {
   // Normalisation and cell of a row.
   FUSEDRNN_DEVICE void forward_row(int64_t b) const {
     const int64_t edge = walk.edge(b) * H, at = walk.row(t, b);
-    if (step < 0) return each_unit([&](int64_t unit) { Base::show_next(b, unit, load(f.h0, edge + unit)); });
+    const bool cut_next = Base::cut_off(b);
+    if (step < 0) return each_unit([&](int64_t unit) { Base::show_next(b, unit, load(f.h0, edge + unit), cut_next); });
     if (!walk.real(t, b)) {
       return each_unit([&](int64_t unit) {
         for (int g = 0; g < G; g++) store(norms.products, (at * G + g) * H + unit, V(0));
         for (int z = 0; z < Z; z++) store(f.gates, (at * Z + z) * H + unit, V(0));
         store(f.y, at * H + unit, V(0));
         if (C::kHasC) store(f.cs, at * H + unit, V(0));
-        hand_on(b, unit, started_h(b, unit, false), started_c(b, unit, false));
+        hand_on(b, unit, started_h(b, unit, false), started_c(b, unit, false), cut_next);
       });
     }
     const bool cut = walk.cut(t, b);
+    if (cut) {
+      each_unit([&](int64_t unit) {
+        store_global(state_h + edge + unit, E::number(load(f.reset_h, walk.s * H + unit)));
+        if (C::kHasC) store_global(state_c + edge + unit, E::number(load(f.reset_c, walk.s * H + unit)));
+      });
+    }
     Number sizes[kProductNorms];
     for (int n = 0; n < kProductNorms; n++) sizes[n] = size_of(n);
     const Moments<Number, kProductNorms> of_product = moments(sizes, 0, [&](auto take) {
@@ -169,7 +176,7 @@ struct NormStep : Step<P, C, kPass, true> {
         store_global(sum_of(b, 1) + unit, E::number(kept[3]));
       } else {
         h = C::forward(a, h, c, kept);
-        finish(b, unit, cut, h, c);
+        finish(b, unit, cut, h, c, cut_next);
       }
       for (int z = 0; z < Z; z++) store(f.gates, (at * Z + z) * H + unit, kept[z]);
     });
@@ -181,33 +188,33 @@ struct NormStep : Step<P, C, kPass, true> {
       each_unit([&](int64_t unit) {
         const Number c = load_global(sum_of(b, 0) + unit);
         const V o(load_global(sum_of(b, 1) + unit));
-        finish(b, unit, cut, o * hyperbolic_tangent(scaled_c(of_c.standardised(0, c), unit)), V(c));
+        finish(b, unit, cut, o * hyperbolic_tangent(scaled_c(of_c.standardised(0, c), unit)), V(c), cut_next);
       });
     }
   }
-  // The state that a step starts from.
+  // The state that a step starts from; behind a cut, once it has been put there.
   FUSEDRNN_DEVICE V started_h(int64_t b, int64_t unit, bool cut) const {
     const int64_t edge = walk.edge(b) * H + unit;
-    return cut ? load(f.reset_h, walk.s * H + unit) : step ? V(load_global(state_h + edge)) : load(f.h0, edge);
+    return step || cut ? V(load_global(state_h + edge)) : load(f.h0, edge);
   }
   FUSEDRNN_DEVICE V started_c(int64_t b, int64_t unit, bool cut) const {
     const int64_t edge = walk.edge(b) * H + unit;
     if constexpr (!C::kHasC) return V(0);
-    return cut ? load(f.reset_c, walk.s * H + unit) : step ? V(load_global(state_c + edge)) : load(f.c0, edge);
+    return step || cut ? V(load_global(state_c + edge)) : load(f.c0, edge);
   }
   // Zoneout and outputs, of what the cell makes of a unit.
-  FUSEDRNN_DEVICE void finish(int64_t b, int64_t unit, bool cut, V h, V c) const {
+  FUSEDRNN_DEVICE void finish(int64_t b, int64_t unit, bool cut, V h, V c, bool cut_next) const {
     if (zones_out()) {
       h = mixed(noise(b, unit).old_share(kZoneoutH, t), started_h(b, unit, cut), h);
       if (C::kHasC) c = mixed(noise(b, unit).old_share(kZoneoutC, t), started_c(b, unit, cut), c);
     }
     store(f.y, walk.row(t, b) * H + unit, h);
     if (C::kHasC) store(f.cs, walk.row(t, b) * H + unit, c);
-    hand_on(b, unit, h, c);
+    hand_on(b, unit, h, c, cut_next);
   }
-  FUSEDRNN_DEVICE void hand_on(int64_t b, int64_t unit, V h, V c) const {
+  FUSEDRNN_DEVICE void hand_on(int64_t b, int64_t unit, V h, V c, bool cut_next) const {
     const int64_t edge = walk.edge(b) * H + unit;
-    if (drops()) Base::show_next(b, unit, h);
+    if (drops()) Base::show_next(b, unit, h, cut_next);
     store_global(state_h + edge, E::number(h));
     if (C::kHasC) store_global(state_c + edge, E::number(c));
     if (step + 1 < f.problem.T) return;

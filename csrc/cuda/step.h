@@ -66,7 +66,7 @@ struct Step {
     for (int row = thread_id() / Tile::kUnits; row < tile.rows; row += kStepThreads / Tile::kUnits) {
       if constexpr (kPass == Pass::forward) {
         if (kNoise && step < 0)
-          show_next(tile.b0 + row, unit, load(f.h0, walk.edge(tile.b0 + row) * H + unit));
+          show_next(tile.b0 + row, unit, load(f.h0, walk.edge(tile.b0 + row) * H + unit), cut_off(tile.b0 + row));
         else
           forward(row, tile.b0 + row, unit);
       } else {
@@ -101,8 +101,8 @@ struct Step {
   FUSEDRNN_DEVICE Stored* seen_at(int64_t at_step, int64_t b) const {
     return seen + ((at_step & 1) * f.problem.S * f.problem.B + walk.edge(b)) * H;
   }
-  FUSEDRNN_DEVICE void show_next(int64_t b, int64_t unit, V h) const {
-    if (cut_off(b)) h = load(f.reset_h, walk.s * H + unit);
+  FUSEDRNN_DEVICE void show_next(int64_t b, int64_t unit, V h, bool cut) const {
+    if (cut) h = load(f.reset_h, walk.s * H + unit);
     E::store(seen_at(step + 1, b) + unit, h * noise(b, unit).dropout_factor());
   }
   FUSEDRNN_DEVICE const Stored* input(int64_t b) const {  // of a row that has the step
@@ -151,7 +151,7 @@ struct Step {
       }
     }
     if constexpr (kNoise)
-      if (drops()) show_next(b, unit, h);
+      if (drops()) show_next(b, unit, h, cut_off(b));
     if (at >= 0) {  // packed rows have no place for what is not real
       store(f.y, at * H + unit, real ? h : V(0));
       if (C::kHasC) store(f.cs, at * H + unit, real ? c : V(0));
