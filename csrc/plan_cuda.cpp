@@ -71,11 +71,11 @@ std::string line(const NamedPlan& named) {
 }
 
 NamedPlan plan_of(const Problem& shape, const Device& device, Pass pass, Precision precision, bool masked,
-                  bool derivatives, bool noise, bool norm, Regime regime,
+                  bool derivatives, bool noise, bool norm, bool reset_state, Regime regime,
                   const std::optional<std::vector<Instance>>& instances) {
   at_least("B", shape.B, 1);
   const std::vector<Instance>& all = instances ? *instances : compiled();
-  const cuda::Request request{shape, pass, precision, masked, derivatives, noise, norm, regime};
+  const cuda::Request request{shape, pass, precision, masked, derivatives, noise, norm, reset_state, regime};
   const Plan plan = cuda::plan(request, device, all.data(), all.size());
   const bool persistent = plan.instance >= 0;
   return {plan, persistent ? all[plan.instance].rows : 0, persistent ? all[plan.instance].chains : 0};
@@ -159,6 +159,7 @@ void add_cuda_planner(py::module_& m) {
         "The kernels that the library is compiled with; CudaPlan.instance counts in them.");
   m.def("cuda_plan", &plan_of, py::arg("shape"), py::arg("device"), py::kw_only(), py::arg("pass_"),
         py::arg("precision"), py::arg("masked") = false, py::arg("derivatives") = false, py::arg("noise") = false,
-        py::arg("norm") = false, py::arg("regime") = Regime::automatic, py::arg("instances") = py::none());
+        py::arg("norm") = false, py::arg("reset_state") = false, py::arg("regime") = Regime::automatic,
+        py::arg("instances") = py::none());
 }
 }  // namespace fusedrnn

@@ -204,6 +204,7 @@ def cuda_plan(
     derivatives: bool = False,
     noise: bool = False,
     norm: bool = False,
+    reset_state: bool = False,
     regime: Regime = ...,
     instances: Sequence[Instance] | None = None,
 ) -> CudaPlan: ...

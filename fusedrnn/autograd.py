@@ -105,7 +105,7 @@ def _projected(
     H = weights[1].shape[-1]
     odd = route is not None and H % units.MULTIPLE != 0
     if odd:
-        weights, h0, c0 = units.padded(weights, h0, c0, spec)
+        weights, (h0, c0) = units.padded(weights, (h0, c0), spec)
     route = route or 0
     w_ih, w_hh, b_ih, b_hh = formula.stacked(weights, directions)
     gates_x = formula.apart(products.linear(x, w_ih, b_ih, route), directions)

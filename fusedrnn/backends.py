@@ -95,8 +95,6 @@ def _cuda_why_not(p: Problem) -> Reason:
     reason = _loop_why_not(p)
     if reason is None and p.layer_norm and p.H % 8:  # padded weights would change mean and variance
         return f"with layer_norm it takes a multiple of 8 hidden units, not {p.H}"
-    if reason is None and p.reset_state:
-        return "its kernels have no reset_state: there a reset goes back to zeros"
     return reason
 
 

@@ -133,6 +133,7 @@ def plans(
                 masked=problem.lengths or problem.reset or problem.packed,
                 noise=problem.zoneout or problem.recurrent_dropout,
                 norm=problem.layer_norm,
+                reset_state=problem.reset_state,
                 regime=getattr(planner.Regime, regime),
             )
         except ValueError as error:

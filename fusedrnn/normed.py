@@ -17,7 +17,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from . import formula, ops, philox, products, reference
+from . import formula, ops, philox, products, reference, units
 from .autograd import any_requires_grad
 from .modes import forward_mode, maps_gradients, traced, transformed, without_autocast
 from .spec import CELLS, GRU, LSTM, CellSpec
@@ -45,9 +45,9 @@ def layer(
         return reference.layer(*args, **options)
     if recompute and torch.is_grad_enabled() and not traced():
         return checkpoint(  # type: ignore[no-any-return]
-            _layer, *args, use_reentrant=False, preserve_rng_state=False, route=route or 0, **options
+            _layer, *args, use_reentrant=False, preserve_rng_state=False, route=route, **options
         )
-    return _layer(*args, route=route or 0, **options)
+    return _layer(*args, route=route, **options)
 
 
 def _layer(
@@ -62,10 +62,15 @@ def _layer(
     *,
     norms: Sequence[Tensor] = (),
     resets: Sequence[Tensor] = (),
-    route: int,
+    route: int | None,
     mask_key: Tensor | None = None,
     rates: Sequence[float] = (),
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    H = weights[1].shape[-1]
+    odd = route is not None and H % units.MULTIPLE != 0
+    if odd:
+        weights, (h0, c0, *resets) = units.padded(weights, (h0, c0, *resets), spec)
+    route = route or 0
     w_ih, w_hh, b_ih, b_hh = formula.stacked(weights, directions)
     each = len(norms) // directions
     gains = [torch.stack(list(norms[k::each])) for k in range(each)]
@@ -86,6 +91,8 @@ def _layer(
     else:
         with _below_autograd():
             y, hn, _, cs, cn, _ = ops.norm_scan(*call)
+    if odd:
+        y, hn, cs, cn = (t if t.dim() == 1 else t[..., :H].contiguous() for t in (y, hn, cs, cn))
     return (y.flatten(2), hn, cs.flatten(2), cn) if spec is LSTM else (y.flatten(2), hn, None, None)
 
 

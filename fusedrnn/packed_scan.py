@@ -72,7 +72,7 @@ def layer(
     """One layer over packed rows x [N, I]; the rest as of `autograd.layer`. Returns y [N, D*H], hn and cn [D, B, H]."""
     H = weights[1].shape[-1]
     if H % units.MULTIPLE:
-        weights, h0, c0 = units.padded(weights, h0, c0, spec)
+        weights, (h0, c0) = units.padded(weights, (h0, c0), spec)
     w_ih, w_hh, b_ih, b_hh = formula.stacked(weights, directions)
     gates_x = products.linear(x, w_ih, b_ih, route).view(x.shape[0], 1, directions, -1)
     save = torch.is_grad_enabled() and autograd.any_requires_grad(gates_x, h0, c0, w_hh, b_hh)

@@ -3,13 +3,14 @@
 The CUDA kernels take no other; the Triton kernels mask what is missing, and spill registers where sixteen bytes of a
 row do not lie together.
 
-A unit whose weights, biases and initial state are zero keeps a state of zero, whatever the cell. So a layer runs on
-padded weights, and the units are cut off its outputs; the gradients follow by themselves.
+A unit whose weights, biases, initial state and state behind a reset are zero keeps a state of zero, whatever the cell.
+So a layer runs on padded weights, and the units are cut off its outputs; the gradients follow by themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,9 +21,9 @@ MULTIPLE = 8
 
 
 def padded(
-    weights: Sequence[Tensor], h0: Tensor | None, c0: Tensor | None, spec: CellSpec
-) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
-    """Weights, as of `autograd.layer`, and states [D,B,H] with H rounded up to a multiple of eight."""
+    weights: Sequence[Tensor], states: Sequence[Tensor | None], spec: CellSpec
+) -> tuple[list[Tensor], list[Any]]:
+    """Weights, as of `autograd.layer`, and states [...,H] with H rounded up to a multiple of eight; None stays."""
     H, gates = weights[1].shape[-1], len(spec.gates)
     more = -H % MULTIPLE
     wide = []
@@ -30,5 +31,4 @@ def padded(
         columns = (0, more if i % 2 == 1 else 0) if w.dim() == 2 else ()  # weight_hh has one a unit
         blocks = w.reshape(gates, H, *w.shape[1:])
         wide.append(F.pad(blocks, (*columns, 0, more)).flatten(0, 1))
-    h0, c0 = (None if h is None else F.pad(h, (0, more)) for h in (h0, c0))
-    return wide, h0, c0
+    return wide, [None if state is None else F.pad(state, (0, more)) for state in states]

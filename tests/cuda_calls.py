@@ -56,10 +56,11 @@ class Case:
     rates: tuple[float, ...] = ()  # of zoneout of h, of c, of recurrent dropout
     drawn: bool = True  # by a key; else zoneout's expectation
     norm: bool = False  # layer normalisation; no gradient reaches the kept gates then
+    starts: bool = False  # resets go back to states that are given; likewise
 
     def __str__(self) -> str:
         marks = [self.lengths, "reset" * self.reset, *(f"no {name}" for name in self.absent)]
-        marks += ["norm"] * self.norm
+        marks += ["norm"] * self.norm + ["starts"] * self.starts
         marks += [f"rates {self.rates}{' drawn' * self.drawn}"] * bool(self.rates)
         size = f"T B S H = {self.T} {self.B} {self.directions * self.members} {self.H}"
         return ", ".join([self.cell.name, self.precision, size, *(mark for mark in marks if mark)])
@@ -101,8 +102,9 @@ class Run(NamedTuple):
 
 
 FIELDS = (
-    "w", "bias", "h0", "c0", "gates_x", "y", "cs", "gates", "hn", "cn", "dy", "dgates", "dcs", "dhn", "dcn", "dgates_x",
-    "dq", "dh0", "dc0", "gain", "gain_c", "shift_c", "products", "dproducts",
+    "w", "bias", "h0", "c0", "reset_h", "reset_c", "gates_x", "y", "cs", "gates", "hn", "cn", "dy", "dgates", "dcs",
+    "dhn", "dcn", "dgates_x", "dq", "dh0", "dc0", "dreset_h", "dreset_c", "gain", "gain_c", "shift_c", "products",
+    "dproducts",
 )  # fmt: skip
 """The tensors of a Call and of its NormTensors, in their order."""
 STEP, NORM_STEP = -1, -2
@@ -156,10 +158,13 @@ def prepare(case: Case) -> tuple[Run, Run]:
         if cell is LSTM:
             norms |= {"gain_c": (1 + normal(S, H) / 4).to(dtype).double(), "shift_c": normal(S, H)}
         norms = {name: t for name, t in norms.items() if name not in case.absent}
+    if case.starts:
+        norms |= {"reset_h": normal(S, H)} | ({"reset_c": normal(S, H)} if cell is LSTM else {})
     of_norms = norms.get("gain"), norms.get("gain_c"), norms.get("shift_c")
+    resets = norms.get("reset_h"), norms.get("reset_c")
     loop = gates_x, h0, c0, state["w"], state.get("bias")
-    if case.norm:
-        y, hn, gates, cs, cn, products = norm_check.scan(loop, of_norms, *masks, (key, case.rates))
+    if case.norm or case.starts:
+        y, hn, gates, cs, cn, products = norm_check.scan(loop, of_norms, resets, *masks, (key, case.rates))
     else:
         y, hn, gates, cs, cn = reference.scan(*loop, *masks, key, case.rates)
     out = {"y": lay(y), "hn": hn}
@@ -173,23 +178,23 @@ def prepare(case: Case) -> tuple[Run, Run]:
     upstream = {"dy": normal(T, B, S, H), "dhn": normal(S, B, H)}
     if cell is LSTM:
         upstream |= {"dcn": normal(S, B, H)} | ({"dcs": normal(T, B, S, H)} if case.derivatives else {})
-    if Z and case.derivatives and not case.norm:
+    if Z and case.derivatives and not (case.norm or case.starts):
         upstream["dgates"] = normal(T, B, S, Z * H)
     upstream = {name: t for name, t in upstream.items() if name not in case.absent}
     dy, dhn, dgates, dcs, dcn = (upstream.get(name) for name in ("dy", "dhn", "dgates", "dcs", "dcn"))
     kept_cs = cs if cell is LSTM else None
     kept_loop = (gates, y, h0, kept_cs, c0, state["w"])
-    if case.norm:
+    if case.norm or case.starts:
         products = products.to(dtype).double()
         above, kept_loop = (dy, dhn, dgates, dcs, dcn), (*kept_loop, products)
-        found = norm_check.scan_backward(above, kept_loop, of_norms, *masks, (key, case.rates))
+        found = norm_check.scan_backward(above, kept_loop, of_norms, resets, *masks, (key, case.rates))
     else:
         found = reference.scan_backward(dy, dhn, dgates, dcs, dcn, *kept_loop, *masks, key, case.rates)
-    dgates_x, dh0, dc0, dq, *of_norm = found
+    dgates_x, dh0, dc0, dq, *more = found
     out = {"dgates_x": lay(dgates_x), "dh0": dh0}
     out |= {"dc0": dc0} if cell is LSTM else {}
     out |= {"dq": lay(dq)} if dq.numel() else {}
-    out |= {"dproducts": of_norm[0]} if case.norm else {}
+    out |= {name: t for name, t in zip(("dproducts", "dreset_h", "dreset_c"), more, strict=False) if t.numel()}
     kept = {"y": y} | ({"gates": gates} if Z else {}) | ({"cs": cs} if cell is LSTM else {})
     sequences = kept | {name: t for name, t in upstream.items() if t.dim() == 4}
     edges = {name: t for name, t in (state | upstream).items() if t.dim() == 3 and name != "bias"}
@@ -282,10 +287,21 @@ def step_cases() -> Iterable[Case]:
             yield replace(noisy, rates=(0.25, 0.625 * (cell is LSTM), 0.0), B=9, drawn=False)
     # the first unit's word is not below this rate
     word = int(philox.words((0, 0, 0, philox.ZONEOUT_H), key_of(plain.seed))[0])
-    yield replace(plain, cell=RNN_TANH, T=1, B=1, H=8, rates=(word / 2**32, 0.0, 0.0))
+    yield replace(plain, cell=RNN_TANH, precision="fp32", T=1, B=1, H=8, rates=(word / 2**32, 0.0, 0.0))
+    yield from start_cases(norm=False)
     for cell in (GRU, RNN_TANH, RNN_RELU):
         yield replace(plain, cell=cell, T=1, B=1, H=8, directions=1, members=2)
         yield replace(plain, cell=cell, precision="fp16", T=3, B=40, H=136, directions=1)
+
+
+def start_cases(norm: bool) -> Iterable[Case]:
+    """Resets that go back to states that are given: with masks, noise and neither."""
+    for seed, cell in enumerate(CELLS):
+        plain = Case(cell, "fp64", 4, 9, 24, reset=True, seed=seed, norm=norm, starts=True)
+        yield plain
+        rates = (0.25, 0.625 * (cell is LSTM), 0.5)
+        yield replace(plain, B=4, lengths="random", rates=rates, absent=("h0", "c0", "dhn", "dcn"))
+    yield replace(plain, cell=GRU, precision="bf16", T=3, H=40, lengths="random")
 
 
 def norm_cases() -> Iterable[Case]:
@@ -305,6 +321,7 @@ def norm_cases() -> Iterable[Case]:
     plain = Case(LSTM, "fp64", 3, 5, 16, norm=True)
     for absent in (("h0", "c0"), ("bias", "shift_c"), ("dy",), ("dhn", "dcn"), ("h0", "c0", "dy", "dhn")):
         yield replace(plain, absent=absent, lengths="random", reset=True)
+    yield from start_cases(norm=True)
     # quick, and with cuts in its rows
     yield replace(plain, B=3, H=8, lengths="random", reset=True, rates=(0.0, 0.5, 0.0), seed=6)
     for cell in (GRU, RNN_TANH):

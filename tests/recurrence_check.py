@@ -49,6 +49,7 @@ class Case:
     seed: int = 1
     rates: tuple[float, ...] = ()  # of zoneout of h, of c, of recurrent dropout
     key: tuple[int, int] | None = None  # what they are drawn by
+    starts: bool = False  # a reset goes back to a state that is given; what norm_check.py compares
 
     @property
     def noise(self) -> tuple[Tensor | None, tuple[float, ...]]:
@@ -56,7 +57,7 @@ class Case:
         return None if self.key is None else torch.tensor(self.key), self.rates
 
     def __str__(self) -> str:
-        asks = [name for name in ("lengths", "reset", "shared", "packed") if getattr(self, name)]
+        asks = [name for name in ("lengths", "reset", "shared", "packed", "starts") if getattr(self, name)]
         lacks = [f"no_{name}0" for name in "hc" if name not in self.states] + ["no_bias"] * (not self.bias)
         asks += ["drawn" if self.key else "mean", *map(str, self.rates)] if self.rates else []
         size = f"T{self.T}B{self.B}H{self.H}D{self.directions}S{self.streams or self.directions}"

@@ -86,14 +86,15 @@ def test_rates_of_their_own(rates: tuple[float, ...]) -> None:
     check(Case(LSTM, 5, 3, 24, 2, upstream=EVERY, rates=rates, key=(2**32 - 3, 77)), "fp64")
 
 
+@pytest.mark.parametrize("starts", [False, True])
 @pytest.mark.parametrize("kind", [None, *NOISES])
-def test_the_adjoint_they_are_held_to_is_autograds(cell: Any, kind: str | None) -> None:
+def test_the_adjoint_they_are_held_to_is_autograds(cell: Any, kind: str | None, starts: bool) -> None:
     key, rates = noise_of(kind, cell) if kind else (None, ())
-    case = Case(cell, 5, 4, 16, 2, lengths=True, reset=True, upstream=EVERY, rates=rates, key=key)
+    case = Case(cell, 5, 4, 16, 2, lengths=True, reset=True, upstream=EVERY, rates=rates, key=key, starts=starts)
     problem, norms = draw(case, torch.float64), norm_check.gains(case, torch.float64)
-    masks = (problem.lengths, problem.reset)
-    leaves = [t.requires_grad_() for t in (*problem.given, *norms) if t is not None]
-    rest = (*masks, cell, 2, case.noise)
+    masks, resets = (problem.lengths, problem.reset), norm_check.starts(case, torch.float64)
+    leaves = [t.requires_grad_() for t in (*problem.given, *norms, *resets) if t is not None]
+    rest = (resets, *masks, cell, 2, case.noise)
     y, hn, gates, cs, cn, products = norm_check.scan(problem.given, norms, *rest)
     dy, dhn, _, dcs, dcn = problem.upstream
     flows = [(out, d) for out, d in ((y, dy), (hn, dhn), (cs, dcs), (cn, dcn)) if d is not None]
@@ -103,9 +104,9 @@ def test_the_adjoint_they_are_held_to_is_autograds(cell: Any, kind: str | None) 
         _, h0, c0, w, bias = problem.given
         kept = (gates, y, h0, cs if cell is LSTM else None, c0, w, products)
         found = norm_check.scan_backward(problem.upstream, kept, norms, *rest)
-    dgates_x, dh0, dc0, dq, dproducts = found
+    dgates_x, dh0, dc0, dq, dproducts, *back = found
     of_sum = torch.cat([dgates_x[..., :32], dq], -1) if cell is GRU else dgates_x
-    seen = reference.previous(y, h0, *masks, 2)
+    seen = reference.previous(y, h0, *masks, 2, resets[0])
     if rates and rates[2]:
         seen = seen * fusedrnn.philox.dropout_mask(rates[2], torch.tensor(key), 2, 4, seen, 16).transpose(0, 1)
     pairs = [(dgates_x, problem.given[0]), (dh0, h0), (of_sum.sum((0, 1)), bias)]
@@ -113,6 +114,7 @@ def test_the_adjoint_they_are_held_to_is_autograds(cell: Any, kind: str | None) 
     pairs += [((of_sum * reference.standardised(products, cell)).sum((0, 1)), norms[0])]
     if cell is LSTM:
         pairs += [(dc0, c0), (dq.sum((0, 1)), norms[2])]
+    pairs += [(of_rows.sum(1), state) for of_rows, state in zip(back, resets, strict=True) if state is not None]
     assert_same([value for value, _ in pairs], [want[leaf] for _, leaf in pairs])
 
 
@@ -282,18 +284,6 @@ def test_compiles_whole(name: str, fresh_graphs: None) -> None:
     torch.manual_seed(5)
     out = tensors(compiled(leaf))
     assert_same(out + gradients(out, [leaf, *layer.parameters()]), results(layer, x, []))
-
-
-def test_a_state_that_resets_go_back_to_is_refused() -> None:
-    layer, x, start = fusedrnn.GRU(I, 8, backend="cuda"), rand(T, B, I).float(), torch.zeros(1, 8)
-    with pytest.raises(UnsupportedProblem, match="its kernels have no reset_state: there a reset goes back to zeros"):
-        layer(x, reset=torch.zeros(T, B, dtype=torch.bool), reset_state=start)
-    gates_x, w, gain = torch.zeros(2, 3, 1, 24), torch.zeros(1, 24, 8), torch.ones(1, 24)
-    for starts, gains, said in (([start, None], gain, "goes back to zeros"), ([None, None], None, "gain_hh: the CUDA")):
-        with pytest.raises(RuntimeError, match=said):
-            ops.norm_scan(
-                gates_x, None, None, w, None, None, None, *starts, gains, None, None, None, [], GRU.code, 1, False
-            )
 
 
 def test_without_gradients_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

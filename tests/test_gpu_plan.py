@@ -70,6 +70,13 @@ def test_layer_norm_is_the_time_step_kernels() -> None:
             assert line.endswith(f"no: {regime}: layer normalisation is the time-step kernel's, expected none")
 
 
+def test_reset_state_is_the_time_step_kernels() -> None:
+    call = CALL._replace(reset=True, reset_state=True)
+    assert lines(call) == lines(call._replace(reset_state=False), regime="step") != lines(CALL)
+    for line in lines(call, regime="grid"):
+        assert line.endswith("no: grid: reset_state is the time-step kernel's, expected none")
+
+
 def test_float32_follows_the_setting_of_recurrent_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     call = CALL._replace(dtype=torch.float32)
     assert lines(call, tf32=True) != lines(call, tf32=False)

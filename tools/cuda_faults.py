@@ -59,6 +59,7 @@ HARMLESS: dict[tuple[str, str], str] = {
     ("off by one: (lane_id() == 0", "if (lane_id() == 0)"): "every lane has the same sums",
     ("real: always yes", "norm_step.h: if (walk.real(after, b)"): "its gradients are zeros where the row has no step",
     ("zones_out: always yes", "if (zones_out())"): "of the old state nothing is kept then",
+    ("cut_off: always yes", "norm_step.h: if (f.reset_h || Base::cut_off(b))"): "what follows asks of every unit again",
     ("finisher: always yes", "scatter.h"): "it is yes where k_split is 1 or 2, as in every small kernel",
     ("finisher: always yes", "split.h"): "it is yes where k_split is 1 or 2, as in every small kernel",
     ("vote_any: always yes", "const bool multiplies ="): "the product is taken, of zeros, and nobody reads it",

@@ -22,12 +22,13 @@ struct Call {
   Pass pass;
   Precision precision;
   Problem problem;
-  Rows rows;               // on the device
-  const int64_t* offsets;  // [T]: first row of each step, if rows lie packed ([N, S, ...] in place of [T, B, S, ...])
-  Noise noise;             // the step regime only
-  const int64_t* key;      // [2], on the device: what the noise is drawn by; null for zoneout's expectation
-  const void *w, *bias;    // [S, G H, H]; [S, G H] or null, forward only
-  const void *h0, *c0;     // [S, B, H] or null (zeros)
+  Rows rows;                      // on the device
+  const int64_t* offsets;         // [T]: first row of each step, if rows lie packed ([N, S, ...], not [T, B, S, ...])
+  Noise noise;                    // the step regime only
+  const int64_t* key;             // [2], on the device: what the noise is drawn by; null for zoneout's expectation
+  const void *w, *bias;           // [S, G H, H]; [S, G H] or null, forward only
+  const void *h0, *c0;            // [S, B, H] or null (zeros)
+  const void *reset_h, *reset_c;  // [S, H] or null (zeros): where a reset goes back to; the step regime only
 
   // Forward writes these, backward reads them. Steps beyond a row's length are zeros.
   const void* gates_x;  // [T, B, S, G H], forward only: W_ih x + b_ih
@@ -42,6 +43,7 @@ struct Call {
   void* dgates_x;                 // [T, B, S, G H]
   void* dq;                       // [T, B, S, H], GRU: the gradient of W_hn h + b_hn
   void *dh0, *dc0;                // [S, B, H], dc0: LSTM
+  void *dreset_h, *dreset_c;      // [S, B, H], of each row's resets; where those are given
 };
 
 // What a call with layer normalisation has besides. Its dq is also the LSTM's: the gradient of the normalised c.

@@ -102,7 +102,7 @@ struct NormStep : Step<P, C, kPass, true> {
     const int64_t b = tile.b0 + row;
     if (row < tile.rows && step + 1 < f.problem.T) {
       const int64_t after = walk.time(step + 1);
-      if (walk.real(after, b) && !walk.cut(after, b)) {
+      if (walk.real(after, b)) {
         source = static_cast<const Stored*>(norms.dproducts) + walk.row(after, b) * G * H;
         source_q = source + (G - 1) * H;
       }
@@ -134,17 +134,24 @@ struct NormStep : Step<P, C, kPass, true> {
   // Normalisation and cell of a row.
   FUSEDRNN_DEVICE void forward_row(int64_t b) const {
     const int64_t edge = walk.edge(b) * H, at = walk.row(t, b);
-    if (step < 0) return each_unit([&](int64_t unit) { Base::show_next(b, unit, load(f.h0, edge + unit)); });
+    const bool cut_next = Base::cut_off(b);
+    if (step < 0) return each_unit([&](int64_t unit) { Base::show_next(b, unit, load(f.h0, edge + unit), cut_next); });
     if (!walk.real(t, b)) {
       return each_unit([&](int64_t unit) {
         for (int g = 0; g < G; g++) store(norms.products, (at * G + g) * H + unit, V(0));
         for (int z = 0; z < Z; z++) store(f.gates, (at * Z + z) * H + unit, V(0));
         store(f.y, at * H + unit, V(0));
         if (C::kHasC) store(f.cs, at * H + unit, V(0));
-        hand_on(b, unit, started_h(b, unit, false), started_c(b, unit, false));
+        hand_on(b, unit, started_h(b, unit, false), started_c(b, unit, false), cut_next);
       });
     }
     const bool cut = walk.cut(t, b);
+    if (cut) {
+      each_unit([&](int64_t unit) {
+        store_global(state_h + edge + unit, E::number(load(f.reset_h, walk.s * H + unit)));
+        if (C::kHasC) store_global(state_c + edge + unit, E::number(load(f.reset_c, walk.s * H + unit)));
+      });
+    }
     Number sizes[kProductNorms];
     for (int n = 0; n < kProductNorms; n++) sizes[n] = size_of(n);
     const Moments<Number, kProductNorms> of_product = moments(sizes, 0, [&](auto take) {
@@ -169,7 +176,7 @@ struct NormStep : Step<P, C, kPass, true> {
         store_global(sum_of(b, 1) + unit, E::number(kept[3]));
       } else {
         h = C::forward(a, h, c, kept);
-        finish(b, unit, cut, h, c);
+        finish(b, unit, cut, h, c, cut_next);
       }
       for (int z = 0; z < Z; z++) store(f.gates, (at * Z + z) * H + unit, kept[z]);
     });
@@ -181,33 +188,33 @@ struct NormStep : Step<P, C, kPass, true> {
       each_unit([&](int64_t unit) {
         const Number c = load_global(sum_of(b, 0) + unit);
         const V o(load_global(sum_of(b, 1) + unit));
-        finish(b, unit, cut, o * hyperbolic_tangent(scaled_c(of_c.standardised(0, c), unit)), V(c));
+        finish(b, unit, cut, o * hyperbolic_tangent(scaled_c(of_c.standardised(0, c), unit)), V(c), cut_next);
       });
     }
   }
-  // The state that a step starts from.
+  // The state that a step starts from; behind a cut, once it has been put there.
   FUSEDRNN_DEVICE V started_h(int64_t b, int64_t unit, bool cut) const {
     const int64_t edge = walk.edge(b) * H + unit;
-    return cut ? V(0) : step ? V(load_global(state_h + edge)) : load(f.h0, edge);
+    return step || cut ? V(load_global(state_h + edge)) : load(f.h0, edge);
   }
   FUSEDRNN_DEVICE V started_c(int64_t b, int64_t unit, bool cut) const {
     const int64_t edge = walk.edge(b) * H + unit;
     if constexpr (!C::kHasC) return V(0);
-    return cut ? V(0) : step ? V(load_global(state_c + edge)) : load(f.c0, edge);
+    return step || cut ? V(load_global(state_c + edge)) : load(f.c0, edge);
   }
   // Zoneout and outputs, of what the cell makes of a unit.
-  FUSEDRNN_DEVICE void finish(int64_t b, int64_t unit, bool cut, V h, V c) const {
+  FUSEDRNN_DEVICE void finish(int64_t b, int64_t unit, bool cut, V h, V c, bool cut_next) const {
     if (zones_out()) {
       h = mixed(noise(b, unit).old_share(kZoneoutH, t), started_h(b, unit, cut), h);
       if (C::kHasC) c = mixed(noise(b, unit).old_share(kZoneoutC, t), started_c(b, unit, cut), c);
     }
     store(f.y, walk.row(t, b) * H + unit, h);
     if (C::kHasC) store(f.cs, walk.row(t, b) * H + unit, c);
-    hand_on(b, unit, h, c);
+    hand_on(b, unit, h, c, cut_next);
   }
-  FUSEDRNN_DEVICE void hand_on(int64_t b, int64_t unit, V h, V c) const {
+  FUSEDRNN_DEVICE void hand_on(int64_t b, int64_t unit, V h, V c, bool cut_next) const {
     const int64_t edge = walk.edge(b) * H + unit;
-    if (drops()) Base::show_next(b, unit, h);
+    if (drops()) Base::show_next(b, unit, h, cut_next);
     store_global(state_h + edge, E::number(h));
     if (C::kHasC) store_global(state_c + edge, E::number(c));
     if (step + 1 < f.problem.T) return;
@@ -248,6 +255,15 @@ struct NormStep : Step<P, C, kPass, true> {
 
   FUSEDRNN_DEVICE void backward_row(int64_t b) const {
     const int64_t edge = walk.edge(b) * H, at = walk.row(t, b);
+    if (f.reset_h || Base::cut_off(b)) {
+      each_unit([&](int64_t unit) {
+        Upstream d = arriving(b, unit);
+        Base::give_back(b, unit, d.h, d.c);
+        store_global(sum_of(b, 0) + unit, Number(0));
+        store_global(state_h + edge + unit, E::number(d.h));
+        if (C::kHasC) store_global(state_c + edge + unit, E::number(d.c));
+      });
+    }
     if (step < 0) {
       return each_unit([&](int64_t unit) {
         const Upstream d = arriving(b, unit);
@@ -292,13 +308,13 @@ struct NormStep : Step<P, C, kPass, true> {
       const Upstream d = upstream(b, unit);
       V kept[4] = {}, none[4] = {}, da[4] = {}, h(0), y(0), dh(0), dc = d.c;
       for (int z = 0; z < Z; z++) kept[z] = load(f.gates, (at * Z + z) * H + unit);
-      if (kHasQ) h = load(walk.template before<Stored>(f.y, f.h0, step, b), unit);
+      if (kHasQ) h = load(walk.template before<Stored>(f.y, f.h0, f.reset_h, step, b), unit);
       if (!Z) y = load(f.y, at * H + unit);
       if constexpr (C::kHasC) {
         const Number c = of.standardised(kProductNorms, own_c(b, unit));
         const Output out = output(b, unit, c);
         dc = dc + V((out.standardised - means_c[0] - c * means_c[1]) * of.factor[kProductNorms]);
-        const V c_before = load(walk.template before<Stored>(f.cs, f.c0, step, b), unit);
+        const V c_before = load(walk.template before<Stored>(f.cs, f.c0, f.reset_c, step, b), unit);
         dh = C::backward_from_c(d.h, kept, none, c_before, out.tanh_c, dc, da);
         store(f.dq, at * H + unit, out.scaled);
       } else {
@@ -313,9 +329,8 @@ struct NormStep : Step<P, C, kPass, true> {
         means[norm_of(g)] += dv;
         means[kProductNorms + norm_of(g)] += dv * of.standardised(norm_of(g), product);
       }
-      const bool cut = walk.cut(t, b);
-      store_global(state_h + edge + unit, cut ? Number(0) : E::number(dh + d.h_stays));
-      if (C::kHasC) store_global(state_c + edge + unit, cut ? Number(0) : E::number(dc + d.c_stays));
+      store_global(state_h + edge + unit, E::number(dh + d.h_stays));
+      if (C::kHasC) store_global(state_c + edge + unit, E::number(dc + d.c_stays));
     });
     add_up(means, 2 * kNorms + (C::kHasC ? 2 : 0));
     for (int n = 0; n < 2 * kProductNorms; n++) means[n] = means[n] / sizes[n % kProductNorms];
@@ -334,7 +349,7 @@ struct NormStep : Step<P, C, kPass, true> {
     if (f.noise.zoneout_c <= 0) return number(f.cs, at * H + unit);
     V kept[4];
     for (int z = 0; z < 4; z++) kept[z] = load(f.gates, (at * Z + z) * H + unit);
-    return E::number(C::own_c(kept, load(walk.template before<Stored>(f.cs, f.c0, step, b), unit)));
+    return E::number(C::own_c(kept, load(walk.template before<Stored>(f.cs, f.c0, f.reset_c, step, b), unit)));
   }
   // Of the LSTM's h = o tanh(x), x of a standardised c: the tanh, and the gradients of x and of that c.
   struct Output {

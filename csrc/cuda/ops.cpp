@@ -116,6 +116,7 @@ void run_planned(const Call& call, const NormTensors* norms, const Tensor& like,
                         call.dgates || call.dcs,
                         call.noise.any(),
                         norms != nullptr,
+                        call.reset_h != nullptr,
                         Regime(route & kRegimeBits)};
   Plan planned;
   const Table table = instance_table();
@@ -142,46 +143,43 @@ void check_size(const Sizes& n, int64_t route) {
                   "fusedrnn: route: expected a regime from 0 to 4, plus 8 to allow TF32, got ", route);
 }
 
-// What layer normalisation gives the ops besides: gains of the product with W_hh, and gain and shift of the LSTM's c.
-struct Gains {
-  const Tensor& hh;
-  const OptionalTensor &c, &shift_c;
+// What `scan` has not: where a reset goes back to; gains and shifts of layer normalisation. Each may be absent.
+struct More {
+  OptionalTensor reset_h, reset_c, gain_hh, gain_c, shift_c;
 
+  bool starts() const { return reset_h.has_value(); }
+  bool normed() const { return gain_hh.has_value(); }
   void check(const Sizes& n, int64_t cell, const Tensor& like) const {
-    check_norms(hh, c, shift_c, n, cell, like.scalar_type());
-    check_here(like, {{"gain_c", &c}, {"shift_c", &shift_c}});
-    STD_TORCH_CHECK(hh.device() == like.device(), "fusedrnn: gain_hh: expected a tensor on the device of the others");
+    check_resets(reset_h, reset_c, n, cell, like.scalar_type());
+    check_norms(gain_hh, gain_c, shift_c, n, cell, like.scalar_type());
+    check_here(like, {{"reset_h", &reset_h},
+                      {"reset_c", &reset_c},
+                      {"gain_hh", &gain_hh},
+                      {"gain_c", &gain_c},
+                      {"shift_c", &shift_c}});
+  }
+  More as_read() const {  // by the kernels
+    return {whole(reset_h), whole(reset_c), whole(gain_hh), whole(gain_c), whole(shift_c)};
+  }
+  NormTensors give(Call& call) const {
+    call.reset_h = pointer(reset_h), call.reset_c = pointer(reset_c);
+    NormTensors norms{};
+    norms.gain = pointer(gain_hh), norms.gain_c = pointer(gain_c), norms.shift_c = pointer(shift_c);
+    return norms;
   }
 };
-// Those that the kernels read, kept alive for the call.
-struct HeldNormTensors {
-  Tensor hh;
-  OptionalTensor c, shift_c;
-  NormTensors norms{};
-
-  explicit HeldNormTensors(const Gains& gains) : hh(whole(gains.hh)), c(whole(gains.c)), shift_c(whole(gains.shift_c)) {
-    norms.gain = pointer(hh), norms.gain_c = pointer(c), norms.shift_c = pointer(shift_c);
-  }
-};
-
-// The op's other options, and whether there is one of them.
-const Tensor& only_norms(const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& gain_hh) {
-  STD_TORCH_CHECK(!reset_h && !reset_c,
-                  "fusedrnn: reset_h, reset_c: in the CUDA kernels a reset goes back to zeros; pass None");
-  STD_TORCH_CHECK(gain_hh, "fusedrnn: gain_hh: the CUDA kernels need one in norm_scan; without it call scan");
-  return *gain_hh;
+Tensor fresh_if(bool wanted, const Tensor& like, std::initializer_list<int64_t> sizes) {
+  return wanted ? fresh(like, sizes) : fresh(like, {0});
 }
 
-struct ForwardResults {
-  Tensor y, hn, gates, cs, cn;
-  Tensor products;  // defined with layer normalisation alone
-};
-// The ops `scan` and `norm_scan`. gains: null for none.
-ForwardResults forward(const Tensor& gates_x, const OptionalTensor& h0, const OptionalTensor& c0,
-                       const Tensor& weight_hh, const OptionalTensor& bias_hh, const OptionalTensor& lengths,
-                       const OptionalTensor& reset, const OptionalTensor& offsets, const OptionalTensor& mask_key,
-                       const std::vector<double>& rates, int64_t cell, int64_t directions, bool save,
-                       const Gains* gains, int64_t route) {
+using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// The ops `scan` and `norm_scan`.
+Six forward(const Tensor& gates_x, const OptionalTensor& h0, const OptionalTensor& c0, const Tensor& weight_hh,
+            const OptionalTensor& bias_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
+            const OptionalTensor& offsets, const OptionalTensor& mask_key, const std::vector<double>& rates,
+            int64_t cell, int64_t directions, bool save, const More& more, int64_t route) {
   const Noise noise = check_rates(mask_key, rates, cell);
   check_type(gates_x.scalar_type());
   const Packed packed(offsets, lengths, reset);
@@ -198,16 +196,15 @@ ForwardResults forward(const Tensor& gates_x, const OptionalTensor& h0, const Op
                        {"mask_key", &mask_key}});
   STD_TORCH_CHECK(weight_hh.device() == gates_x.device(),
                   "fusedrnn: weight_hh: expected a tensor on the device of the others");
-  if (gains) gains->check(n, cell, gates_x);
+  more.check(n, cell, gates_x);
   const Guard guard(gates_x);
   const bool lstm = cell == kLstm;
-  ForwardResults out{fresh(gates_x, {n.T, n.B, n.S, n.H}),
-                     fresh(gates_x, {n.S, batch, n.H}),
-                     save && n.Z ? fresh(gates_x, {n.T, n.B, n.S, n.Z * n.H}) : fresh(gates_x, {0}),
-                     lstm ? fresh(gates_x, {n.T, n.B, n.S, n.H}) : fresh(gates_x, {0}),
-                     lstm ? fresh(gates_x, {n.S, batch, n.H}) : fresh(gates_x, {0}),
-                     {}};
+  const Tensor y = fresh(gates_x, {n.T, n.B, n.S, n.H}), hn = fresh(gates_x, {n.S, batch, n.H}),
+               gates = fresh_if(save && n.Z, gates_x, {n.T, n.B, n.S, n.Z * n.H}),
+               cs = fresh_if(lstm, gates_x, {n.T, n.B, n.S, n.H}), cn = fresh_if(lstm, gates_x, {n.S, batch, n.H}),
+               products = fresh_if(save && more.normed(), gates_x, {n.T, n.B, n.S, n.G * n.H});
   const Tensor projections = whole(gates_x), w = whole(weight_hh);
+  const More given = more.as_read();
   const OptionalTensor bias = whole(bias_hh), h = whole(h0), c = whole(c0), key = whole_key(mask_key);
   Call call{};
   call.pass = Pass::forward;
@@ -218,17 +215,12 @@ ForwardResults forward(const Tensor& gates_x, const OptionalTensor& h0, const Op
   call.noise = noise, call.key = data<const int64_t>(key);
   call.w = pointer(w), call.bias = pointer(bias), call.h0 = pointer(h), call.c0 = pointer(c);
   call.gates_x = pointer(projections);
-  call.y = pointer(out.y), call.cs = pointer(out.cs), call.gates = pointer(out.gates);
-  call.hn = pointer(out.hn), call.cn = pointer(out.cn);
-  if (!gains) {
-    if (batch) run_planned(call, nullptr, gates_x, route);
-    return out;
-  }
-  HeldNormTensors held(*gains);
-  out.products = save ? fresh(gates_x, {n.T, n.B, n.S, n.G * n.H}) : fresh(gates_x, {0});
-  held.norms.products = pointer(out.products);
-  if (batch) run_planned(call, &held.norms, gates_x, route);
-  return out;
+  call.y = pointer(y), call.cs = pointer(cs), call.gates = pointer(gates);
+  call.hn = pointer(hn), call.cn = pointer(cn);
+  NormTensors norms = given.give(call);
+  norms.products = pointer(products);
+  if (batch) run_planned(call, more.normed() ? &norms : nullptr, gates_x, route);
+  return {y, hn, gates, cs, cn, products};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
@@ -238,35 +230,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> scan(
     const OptionalTensor& mask_key, const std::vector<double>& rates, int64_t cell, int64_t directions, bool save,
     const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t route) {
   check_reserved(reset_h, reset_c, std::nullopt);
-  const auto out = forward(gates_x, h0, c0, weight_hh, bias_hh, lengths, reset, offsets, mask_key, rates, cell,
-                           directions, save, nullptr, route);
-  return {out.y, out.hn, out.gates, out.cs, out.cn};
+  const auto [y, hn, gates, cs, cn, products] = forward(gates_x, h0, c0, weight_hh, bias_hh, lengths, reset, offsets,
+                                                        mask_key, rates, cell, directions, save, {}, route);
+  return {y, hn, gates, cs, cn};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> norm_scan(
-    const Tensor& gates_x, const OptionalTensor& h0, const OptionalTensor& c0, const Tensor& weight_hh,
-    const OptionalTensor& bias_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
-    const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& gain_hh,
-    const OptionalTensor& gain_c, const OptionalTensor& shift_c, const OptionalTensor& mask_key,
-    const std::vector<double>& rates, int64_t cell, int64_t directions, bool save, int64_t route) {
-  const Gains gains{only_norms(reset_h, reset_c, gain_hh), gain_c, shift_c};
-  const auto out = forward(gates_x, h0, c0, weight_hh, bias_hh, lengths, reset, std::nullopt, mask_key, rates, cell,
-                           directions, save, &gains, route);
-  return {out.y, out.hn, out.gates, out.cs, out.cn, out.products};
+Six norm_scan(const Tensor& gates_x, const OptionalTensor& h0, const OptionalTensor& c0, const Tensor& weight_hh,
+              const OptionalTensor& bias_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
+              const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& gain_hh,
+              const OptionalTensor& gain_c, const OptionalTensor& shift_c, const OptionalTensor& mask_key,
+              const std::vector<double>& rates, int64_t cell, int64_t directions, bool save, int64_t route) {
+  return forward(gates_x, h0, c0, weight_hh, bias_hh, lengths, reset, std::nullopt, mask_key, rates, cell, directions,
+                 save, {reset_h, reset_c, gain_hh, gain_c, shift_c}, route);
 }
 
-struct BackwardResults {
-  Tensor dgates_x, dh0, dc0, dq;
-  Tensor dproducts;  // defined with layer normalisation alone
-};
-// The ops `scan_backward` and `norm_scan_backward`. gains, products: null for none.
-BackwardResults backward(const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dgates,
-                         const OptionalTensor& dcs, const OptionalTensor& dcn, const Tensor& gates, const Tensor& y,
-                         const OptionalTensor& h0, const OptionalTensor& cs, const OptionalTensor& c0,
-                         const Tensor& weight_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
-                         int64_t cell, int64_t directions, const OptionalTensor& offsets,
-                         const OptionalTensor& mask_key, const std::vector<double>& rates, const Gains* gains,
-                         const Tensor* products, int64_t route) {
+// The ops `scan_backward` and `norm_scan_backward`. products: of layer normalisation.
+Seven backward(const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dgates,
+               const OptionalTensor& dcs, const OptionalTensor& dcn, const Tensor& gates, const Tensor& y,
+               const OptionalTensor& h0, const OptionalTensor& cs, const OptionalTensor& c0, const Tensor& weight_hh,
+               const OptionalTensor& products, const OptionalTensor& lengths, const OptionalTensor& reset,
+               const More& more, int64_t cell, int64_t directions, const OptionalTensor& offsets,
+               const OptionalTensor& mask_key, const std::vector<double>& rates, int64_t route) {
   const Noise noise = check_rates(mask_key, rates, cell);
   check_type(y.scalar_type());
   const Packed packed(offsets, lengths, reset);
@@ -290,20 +274,22 @@ BackwardResults backward(const OptionalTensor& dy, const OptionalTensor& dhn, co
                  {"mask_key", &mask_key}});
   STD_TORCH_CHECK(weight_hh.device() == y.device() && gates.device() == y.device(),
                   "fusedrnn: weight_hh, gates: expected tensors on the device of the others");
-  if (gains) {
-    gains->check(n, cell, y);
-    check_like("products", *products, {n.T, n.B, n.S, n.G * n.H}, y.scalar_type());
-    STD_TORCH_CHECK(products->device() == y.device(),
-                    "fusedrnn: products: expected a tensor on the device of the others");
+  more.check(n, cell, y);
+  const bool lstm = cell == kLstm, normed = more.normed(), starts = more.starts();
+  if (normed) {
+    check_like("products", products, {n.T, n.B, n.S, n.G * n.H}, y.scalar_type());
+    check_here(y, {{"products", &products}});
   }
   const Guard guard(y);
-  const bool lstm = cell == kLstm, has_dq = cell == kGru || (lstm && gains);
-  BackwardResults out{fresh(y, {n.T, n.B, n.S, n.G * n.H}),
-                      fresh(y, {n.S, batch, n.H}),
-                      lstm ? fresh(y, {n.S, batch, n.H}) : fresh(y, {0}),
-                      has_dq ? fresh(y, {n.T, n.B, n.S, n.H}) : fresh(y, {0}),
-                      {}};
+  const Tensor dgates_x = fresh(y, {n.T, n.B, n.S, n.G * n.H}), dh0 = fresh(y, {n.S, batch, n.H}),
+               dc0 = fresh_if(lstm, y, {n.S, batch, n.H}),
+               dq = fresh_if(cell == kGru || (lstm && normed), y, {n.T, n.B, n.S, n.H}),
+               dproducts = fresh_if(normed, y, {n.T, n.B, n.S, n.G * n.H}),
+               dreset_h = fresh_if(starts, y, {n.S, batch, n.H}),
+               dreset_c = fresh_if(starts && lstm, y, {n.S, batch, n.H});
   const Tensor kept = whole(gates), given_y = whole(y), w = whole(weight_hh);
+  const OptionalTensor products_ = whole(products);
+  const More given = more.as_read();
   const OptionalTensor dy_ = whole(dy), dhn_ = whole(dhn), dgates_ = n.Z ? whole(dgates) : std::nullopt,
                        dcs_ = lstm ? whole(dcs) : std::nullopt, dcn_ = lstm ? whole(dcn) : std::nullopt, h = whole(h0),
                        cs_ = lstm ? whole(cs) : std::nullopt, c = lstm ? whole(c0) : std::nullopt,
@@ -319,18 +305,13 @@ BackwardResults backward(const OptionalTensor& dy, const OptionalTensor& dhn, co
   call.y = pointer(given_y), call.cs = const_cast<void*>(pointer(cs_)), call.gates = pointer(kept);
   call.dy = pointer(dy_), call.dgates = pointer(dgates_), call.dcs = pointer(dcs_);
   call.dhn = pointer(dhn_), call.dcn = pointer(dcn_);
-  call.dgates_x = pointer(out.dgates_x), call.dq = pointer(out.dq);
-  call.dh0 = pointer(out.dh0), call.dc0 = pointer(out.dc0);
-  if (!gains) {
-    if (batch) run_planned(call, nullptr, y, route);
-    return out;
-  }
-  HeldNormTensors held(*gains);
-  const Tensor given_products = whole(*products);
-  out.dproducts = fresh(y, {n.T, n.B, n.S, n.G * n.H});
-  held.norms.products = pointer(given_products), held.norms.dproducts = pointer(out.dproducts);
-  if (batch) run_planned(call, &held.norms, y, route);
-  return out;
+  call.dgates_x = pointer(dgates_x), call.dq = pointer(dq);
+  call.dh0 = pointer(dh0), call.dc0 = pointer(dc0);
+  call.dreset_h = pointer(dreset_h), call.dreset_c = pointer(dreset_c);
+  NormTensors norms = given.give(call);
+  norms.products = const_cast<void*>(pointer(products_)), norms.dproducts = pointer(dproducts);
+  if (batch) run_planned(call, normed ? &norms : nullptr, y, route);
+  return {dgates_x, dh0, dc0, dq, dproducts, dreset_h, dreset_c};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
@@ -339,22 +320,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> scan_backward(
     const OptionalTensor& c0, const Tensor& weight_hh, const OptionalTensor& lengths, const OptionalTensor& reset,
     int64_t cell, int64_t directions, int64_t route, const OptionalTensor& offsets, const OptionalTensor& mask_key,
     const std::vector<double>& rates) {
-  const auto out = backward(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, weight_hh, lengths, reset, cell,
-                            directions, offsets, mask_key, rates, nullptr, nullptr, route);
-  return {out.dgates_x, out.dh0, out.dc0, out.dq};
+  const auto [dgates_x, dh0, dc0, dq, dproducts, dreset_h, dreset_c] =
+      backward(dy, dhn, dgates, dcs, dcn, gates, y, h0, cs, c0, weight_hh, std::nullopt, lengths, reset, {}, cell,
+               directions, offsets, mask_key, rates, route);
+  return {dgates_x, dh0, dc0, dq};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> norm_scan_backward(
-    const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dcs, const OptionalTensor& dcn,
-    const Tensor& gates, const Tensor& y, const OptionalTensor& h0, const OptionalTensor& cs, const OptionalTensor& c0,
-    const Tensor& weight_hh, const Tensor& products, const OptionalTensor& lengths, const OptionalTensor& reset,
-    const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& gain_hh,
-    const OptionalTensor& gain_c, const OptionalTensor& shift_c, const OptionalTensor& mask_key,
-    const std::vector<double>& rates, int64_t cell, int64_t directions, int64_t route) {
-  const Gains gains{only_norms(reset_h, reset_c, gain_hh), gain_c, shift_c};
-  const auto out = backward(dy, dhn, std::nullopt, dcs, dcn, gates, y, h0, cs, c0, weight_hh, lengths, reset, cell,
-                            directions, std::nullopt, mask_key, rates, &gains, &products, route);
-  return {out.dgates_x, out.dh0, out.dc0, out.dq, out.dproducts, fresh(y, {0}), fresh(y, {0})};
+Seven norm_scan_backward(const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dcs,
+                         const OptionalTensor& dcn, const Tensor& gates, const Tensor& y, const OptionalTensor& h0,
+                         const OptionalTensor& cs, const OptionalTensor& c0, const Tensor& weight_hh,
+                         const Tensor& products, const OptionalTensor& lengths, const OptionalTensor& reset,
+                         const OptionalTensor& reset_h, const OptionalTensor& reset_c, const OptionalTensor& gain_hh,
+                         const OptionalTensor& gain_c, const OptionalTensor& shift_c, const OptionalTensor& mask_key,
+                         const std::vector<double>& rates, int64_t cell, int64_t directions, int64_t route) {
+  return backward(dy, dhn, std::nullopt, dcs, dcn, gates, y, h0, cs, c0, weight_hh, products, lengths, reset,
+                  {reset_h, reset_c, gain_hh, gain_c, shift_c}, cell, directions, std::nullopt, mask_key, rates, route);
 }
 }  // namespace
 }  // namespace fusedrnn::cuda

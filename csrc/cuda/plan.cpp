@@ -139,10 +139,12 @@ Plan plan(const Request& request, const Device& device, const Instance* instance
     if (!any && wish != Regime::step) refuse(device_lacks(wish, device));
     return best;
   }
-  if (request.precision == Precision::fp64 || request.derivatives || request.noise || request.norm) {
+  if (request.precision == Precision::fp64 || request.derivatives || request.noise || request.norm ||
+      request.goes_back) {
     if (!any)
       refuse(request.norm          ? "layer normalisation is the time-step kernel's, expected none"
              : request.noise       ? "zoneout and recurrent dropout are the time-step kernel's, expected neither"
+             : request.goes_back   ? "reset_state is the time-step kernel's, expected none"
              : request.derivatives ? "gradients of the kept values or of c at every step come in, expected none"
                                    : "got fp64, expected bf16, fp16, tf32 or fp32");
     return best;

@@ -40,6 +40,7 @@ struct Request {
   bool derivatives;  // dgates or dcs come in: the time-step kernel only
   bool noise;        // zoneout or recurrent dropout: likewise
   bool norm;         // layer normalisation: likewise, in two launches a step
+  bool goes_back;    // a reset goes back to a state that is given: likewise
   Regime wish;       // automatic: the fastest by the model
 };
 

@@ -80,6 +80,7 @@ void check_plan(const Call& call, const Plan& plan) {
     refuse("has " + std::to_string(plan.groups) + " groups, too few for " + std::to_string(n.B) + " rows");
   if (call.dgates || call.dcs) refuse("cannot take dgates or dcs");
   if (call.noise.any()) refuse("cannot take zoneout or recurrent dropout");
+  if (call.reset_h) refuse("cannot take a state that resets go back to");
 }
 
 Params params_of(const Call& call, const Plan& plan, const char* packed, const uint8_t* cuts) {

@@ -20,7 +20,9 @@ void run_either(const Call& call, void* scratch, void* stream) {
 }
 }  // namespace
 
-size_t step_scratch_bytes(const Call& call) { return states(call) * state_bytes(call) + seen_bytes(call); }
+size_t step_scratch_bytes(const Call& call) {
+  return states(call) * state_bytes(call) + reset_bytes(call) + seen_bytes(call);
+}
 
 void run_step(const Call& call, void* scratch, void* stream) {
   with_types(call, [&]<class P, class C>() {

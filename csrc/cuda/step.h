@@ -7,7 +7,8 @@
 //   the product, dc) is in the scratch, each number read and written by one thread. The product reads what the step
 //   before wrote as output: y, or the gates' gradients, in the element type. With recurrent dropout it reads `seen`, the
 //   state times the mask, in place of y: two buffers, since a CTA writes the next step's while others read this one's. The
-//   first is written by a launch of its own, step -1.
+//   first is written by a launch of its own, step -1. Where a cut goes back to a state that is given, that is what the
+//   product reads; its gradient is summed up in the scratch, likewise by one thread a number.
 // Synchronisation: none between CTAs: what a step reads of others, an earlier launch has written.
 // Requires: H a multiple of 8; Call as call.h says.
 #pragma once
@@ -17,9 +18,10 @@
 namespace fusedrnn::cuda {
 struct StepCall {
   Call call;
-  void *h, *c;    // [S, B, H] in the scratch: state, or its gradient
-  void* seen;     // [2, S, B, H] in the scratch, in the element type: what W_hh sees; null without recurrent dropout
-  int tile_rows;  // batch rows of a CTA, a multiple of 8
+  void *h, *c;              // [S, B, H] in the scratch: state, or its gradient
+  void *reset_h, *reset_c;  // [S, B, H] in the scratch, backward: the gradients so far of what resets go back to
+  void* seen;               // [2, S, B, H] in the scratch, in the element type: what W_hh sees, with recurrent dropout
+  int tile_rows;            // batch rows of a CTA, a multiple of 8
 };
 
 template <class P, class C, Pass kPass, bool kNoise>
@@ -36,7 +38,7 @@ struct Step {
   const Call& f;
   const Walk walk;
   const Tile tile;
-  Number *const state_h, *const state_c;
+  Number *const state_h, *const state_c, *const reset_sum_h, *const reset_sum_c;
   Stored* const seen;
   const int64_t step, t, H;
 
@@ -46,6 +48,8 @@ struct Step {
         tile{f.problem.H, unit0, b0, int(b0 + given.tile_rows < f.problem.B ? given.tile_rows : f.problem.B - b0)},
         state_h(static_cast<Number*>(given.h)),
         state_c(static_cast<Number*>(given.c)),
+        reset_sum_h(static_cast<Number*>(given.reset_h)),
+        reset_sum_c(static_cast<Number*>(given.reset_c)),
         seen(static_cast<Stored*>(given.seen)),
         step(step_),
         t(walk.time(step_)),
@@ -62,7 +66,7 @@ struct Step {
     for (int row = thread_id() / Tile::kUnits; row < tile.rows; row += kStepThreads / Tile::kUnits) {
       if constexpr (kPass == Pass::forward) {
         if (kNoise && step < 0)
-          show_next(tile.b0 + row, unit, load(f.h0, walk.edge(tile.b0 + row) * H + unit));
+          show_next(tile.b0 + row, unit, load(f.h0, walk.edge(tile.b0 + row) * H + unit), cut_off(tile.b0 + row));
         else
           forward(row, tile.b0 + row, unit);
       } else {
@@ -72,7 +76,7 @@ struct Step {
   }
 
   // What W_hh is multiplied with for a batch row. Forward: the state it starts from. Backward: the gates' gradients of
-  // the step after, unless the row has not got that step, or does not hand its state on to it.
+  // the step after, unless the row has not got that step; give_back asks whether it is cut off.
   FUSEDRNN_DEVICE void list_source(int row) const {
     const Stored *source = nullptr, *source_q = nullptr;
     const int64_t b = tile.b0 + row;
@@ -81,7 +85,7 @@ struct Step {
         if (walk.real(t, b)) source = input(b);
       } else if (step + 1 < f.problem.T) {
         const int64_t after = walk.time(step + 1);
-        if (walk.real(after, b) && !walk.cut(after, b)) {
+        if (walk.real(after, b)) {
           source = static_cast<const Stored*>(f.dgates_x) + walk.row(after, b) * G * H;
           if (kHasQ) source_q = static_cast<const Stored*>(f.dq) + walk.row(after, b) * H;
         }
@@ -97,14 +101,17 @@ struct Step {
   FUSEDRNN_DEVICE Stored* seen_at(int64_t at_step, int64_t b) const {
     return seen + ((at_step & 1) * f.problem.S * f.problem.B + walk.edge(b)) * H;
   }
-  FUSEDRNN_DEVICE void show_next(int64_t b, int64_t unit, V h) const {
+  FUSEDRNN_DEVICE void show_next(int64_t b, int64_t unit, V h, bool cut) const {
+    if (cut) h = load(f.reset_h, walk.s * H + unit);
     E::store(seen_at(step + 1, b) + unit, h * noise(b, unit).dropout_factor());
   }
   FUSEDRNN_DEVICE const Stored* input(int64_t b) const {  // of a row that has the step
     if constexpr (kNoise)
-      if (drops()) return step < 0 || walk.cut(t, b) ? nullptr : seen_at(step, b);
-    return walk.before<Stored>(f.y, f.h0, step, b);
+      if (drops()) return step < 0 ? nullptr : seen_at(step, b);
+    return walk.before<Stored>(f.y, f.h0, f.reset_h, step, b);
   }
+  // Whether the step after does not take over the row's state.
+  FUSEDRNN_DEVICE bool cut_off(int64_t b) const { return step + 1 < f.problem.T && walk.cut(walk.time(step + 1), b); }
 
   FUSEDRNN_DEVICE Number sum(int gate, int row, int64_t unit) const {
     Number all(0);
@@ -127,7 +134,7 @@ struct Step {
     if (C::kHasC) c = step ? V(load_global(state_c + edge)) : load(f.c0, edge);
     const int64_t at = real || !f.offsets ? walk.row(t, b) : -1;
     if (real) {
-      if (walk.cut(t, b)) h = c = V(0);
+      if (walk.cut(t, b)) h = load(f.reset_h, walk.s * H + unit), c = load(f.reset_c, walk.s * H + unit);
       V a[4];
       for (int g = 0; g < G; g++) {
         const V of_x = load(f.gates_x, (at * G + g) * H + unit);
@@ -144,7 +151,7 @@ struct Step {
       }
     }
     if constexpr (kNoise)
-      if (drops()) show_next(b, unit, h);
+      if (drops()) show_next(b, unit, h, cut_off(b));
     if (at >= 0) {  // packed rows have no place for what is not real
       store(f.y, at * H + unit, real ? h : V(0));
       if (C::kHasC) store(f.cs, at * H + unit, real ? c : V(0));
@@ -165,6 +172,7 @@ struct Step {
       if (drops()) through = through * noise(b, unit).dropout_factor();
     V dh = (last ? load(f.dhn, edge) : V(load_global(state_h + edge))) + through, dc(0), da[4] = {};
     if (C::kHasC) dc = last ? load(f.dcn, edge) : V(load_global(state_c + edge));
+    give_back(b, unit, dh, dc);
     if (step < 0) {
       store(f.dh0, edge, dh);
       if (C::kHasC) store(f.dc0, edge, dc);
@@ -178,11 +186,11 @@ struct Step {
         kept[z] = z < Z ? load(f.gates, (at * Z + z) * H + unit) : V(0);
         dkept[z] = z < Z ? load(f.dgates, (at * Z + z) * H + unit) : V(0);
       }
-      if (kHasQ) h = load(walk.before<Stored>(f.y, f.h0, step, b), unit);
+      if (kHasQ) h = load(walk.before<Stored>(f.y, f.h0, f.reset_h, step, b), unit);
       if (!Z) y = load(f.y, at * H + unit);
       if (C::kHasC) {
         dc = dc + load(f.dcs, at * H + unit);
-        c_before = load(walk.before<Stored>(f.cs, f.c0, step, b), unit);
+        c_before = load(walk.before<Stored>(f.cs, f.c0, f.reset_c, step, b), unit);
         c = load(f.cs, at * H + unit);
       }
       dh = dh + load(f.dy, at * H + unit);
@@ -198,7 +206,6 @@ struct Step {
       }
       dh = C::backward(dh, kept, dkept, h, y, c_before, c, dc, da);
       if constexpr (kNoise) dh = dh + h_stays, dc = dc + c_stays;
-      if (walk.cut(t, b)) dh = dc = V(0);
     }
     if (at >= 0) {
       for (int g = 0; g < G; g++) store(f.dgates_x, (at * G + g) * H + unit, da[g]);
@@ -206,6 +213,23 @@ struct Step {
     }
     store_global(state_h + edge, E::number(dh));
     if (C::kHasC) store_global(state_c + edge, E::number(dc));
+  }
+  // Behind a cut, what the step after hands back is not this step's: it is the gradient of what the reset went back to.
+  FUSEDRNN_DEVICE void give_back(int64_t b, int64_t unit, V& dh, V& dc) const {
+    const bool cut = cut_off(b);
+    if (f.reset_h) {
+      const int64_t edge = walk.edge(b) * H + unit;
+      collect(reset_sum_h, f.dreset_h, edge, cut ? dh : V(0));
+      if (C::kHasC) collect(reset_sum_c, f.dreset_c, edge, cut ? dc : V(0));
+    }
+    if (cut) dh = dc = V(0);
+  }
+  FUSEDRNN_DEVICE void collect(Number* sums, void* result, int64_t at, V more) const {
+    if (step + 1 < f.problem.T) more = more + V(load_global(sums + at));
+    if (step < 0)
+      store(result, at, more);
+    else
+      store_global(sums + at, E::number(more));
   }
 };
 

@@ -25,6 +25,10 @@ inline int64_t seen_bytes(const Call& call) {
   return aligned(2 * n.S * n.B * n.H * element_bytes(call.precision));
 }
 inline int64_t states(const Call& call) { return has_c(call.problem.cell) ? 2 : 1; }
+// Of the sums of gradients of what resets go back to.
+inline int64_t reset_bytes(const Call& call) {
+  return call.pass == Pass::backward && call.reset_h ? states(call) * state_bytes(call) : 0;
+}
 
 // A call, its scratch, and the CTAs of a launch.
 struct StepLaunch {
@@ -32,11 +36,14 @@ struct StepLaunch {
   int64_t ctas;
   int64_t first, last;  // step, in the order of the launches; -1: what comes before the first, or is left behind it
 
-  StepLaunch(const Call& call, void* scratch, int tile_units) : given{call, scratch, nullptr, nullptr, kTileRows} {
+  StepLaunch(const Call& call, void* scratch, int tile_units)
+      : given{call, scratch, nullptr, nullptr, nullptr, nullptr, kTileRows} {
     const Problem& n = call.problem;
     char* const memory = static_cast<char*>(scratch);
+    char* const behind = memory + states(call) * state_bytes(call);
     given.c = memory + state_bytes(call);
-    if (seen_bytes(call)) given.seen = memory + states(call) * state_bytes(call);
+    if (reset_bytes(call)) given.reset_h = behind, given.reset_c = behind + state_bytes(call);
+    if (seen_bytes(call)) given.seen = behind;
     const int64_t units = (n.H + tile_units - 1) / tile_units;
     const auto count = [&] { return n.S * units * ((n.B + given.tile_rows - 1) / given.tile_rows); };
     while (given.tile_rows > 8 && count() < kEnoughCtas) given.tile_rows /= 2;

@@ -120,11 +120,12 @@ struct Walk {
     return ((call.offsets ? load_global(call.offsets + t) : t * call.problem.B) + b) * call.problem.S + s;
   }
   FUSEDRNN_DEVICE int64_t edge(int64_t b) const { return s * call.problem.B + b; }
-  // The state that a real row starts a step from, H numbers; null for zeros.
+  // The state that a real row starts a step from, H numbers; null for zeros. `reset`: those of all streams behind cuts.
   template <class Stored>
-  FUSEDRNN_DEVICE const Stored* before(const void* states, const void* initial, int64_t step, int64_t b) const {
+  FUSEDRNN_DEVICE const Stored* before(const void* states, const void* initial, const void* reset, int64_t step,
+                                       int64_t b) const {
     const int64_t t = time(step), H = call.problem.H;
-    if (cut(t, b)) return nullptr;
+    if (cut(t, b)) return reset ? static_cast<const Stored*>(reset) + s * H : nullptr;
     if (!starts(t, b)) return static_cast<const Stored*>(states) + row(time(step - 1), b) * H;
     return initial ? static_cast<const Stored*>(initial) + edge(b) * H : nullptr;
   }

@@ -42,10 +42,10 @@ NormedCall call_of(const int64_t* values) {
   Noise& noise = call.noise;
   noise.zoneout_h = number(next()), noise.zoneout_c = number(next()), noise.dropout = number(next());
   in(call.key), noise.drawn = call.key;
-  in(call.w), in(call.bias), in(call.h0), in(call.c0);
+  in(call.w), in(call.bias), in(call.h0), in(call.c0), in(call.reset_h), in(call.reset_c);
   in(call.gates_x), in(call.y), in(call.cs), in(call.gates), in(call.hn), in(call.cn);
   in(call.dy), in(call.dgates), in(call.dcs), in(call.dhn), in(call.dcn);
-  in(call.dgates_x), in(call.dq), in(call.dh0), in(call.dc0);
+  in(call.dgates_x), in(call.dq), in(call.dh0), in(call.dc0), in(call.dreset_h), in(call.dreset_c);
   NormTensors norms{};
   in(norms.gain), in(norms.gain_c), in(norms.shift_c), in(norms.products), in(norms.dproducts);
   return {call, norms};

@@ -1,4 +1,5 @@
-"""Zoneout, dropouts and layer normalisation inside the loop, on a GPU: without the host, drawn anew in each replay."""
+"""Zoneout, dropouts, layer normalisation and states that resets go back to, on a GPU: without the host, drawn anew in
+each replay."""
 
 from __future__ import annotations
 
@@ -111,13 +112,31 @@ def test_layer_norm_in_the_kernels(cell: str, noise: dict[str, float], kind: str
     agree(layer, "cuda", kind, exact(torch.randn(6, 3, 64)), states, cuts=kind == "fp64")
 
 
+@pytest.mark.parametrize("kind", [kind for kind in DTYPES if kind != "tf32"])
+@pytest.mark.parametrize("noise", [{}, {"zoneout": 0.3, "recurrent_dropout": 0.4}], ids=["plain", "noise"])
+@pytest.mark.parametrize("cell", ["GRU", "LSTM", "RNN"])
+def test_resets_go_back_to_a_state_in_the_kernels(cell: str, noise: dict[str, float], kind: str) -> None:
+    """Of one layer, with H that is padded and, in float64 alone, normalised: see above."""
+    options: dict[str, Any] = {"bidirectional": True, "device": DEVICE, "backend": "cuda"}
+    for H, more in ((29, {}), (32, {"layer_norm": True}))[: 1 + (kind == "fp64")]:
+        layer = shaken(getattr(fusedrnn, cell)(5, H, **options, **noise, **more))
+        starts = [exact(torch.randn(2, H)) for _ in range(2 if cell == "LSTM" else 1)]
+        agree(layer, "cuda", kind, exact(torch.randn(6, 3, 2 * H)), starts=starts)
+
+
 def compare(kernels: str, cell: str, training: bool, kind: str, noise: dict[str, float]) -> None:
     layer, _ = start(cell, noise | {"zoneout": 0.3 * (training or cell != "RNN")}, kernels)
     agree(layer.train(training), kernels, kind, torch.ones(6, 3, 32))
 
 
 def agree(
-    layer: Any, kernels: str, kind: str, upstream: Tensor, states: Sequence[Tensor] = (), cuts: bool = True
+    layer: Any,
+    kernels: str,
+    kind: str,
+    upstream: Tensor,
+    states: Sequence[Tensor] = (),
+    cuts: bool = True,
+    starts: Sequence[Tensor] = (),
 ) -> None:
     with torch.no_grad():
         for p in layer.parameters():
@@ -129,9 +148,13 @@ def agree(
     def run(backend: str, dtype: torch.dtype) -> dict[str, Tensor]:
         layer.to(dtype).backend = backend
         torch.manual_seed(5)
-        leaf, *hx = (t.to(DEVICE, dtype).requires_grad_() for t in (x, *states))
-        y = layer(leaf, (hx[0] if len(hx) == 1 else tuple(hx)) if hx else None, lengths=lengths, reset=reset)[0]
-        gradients = torch.autograd.grad(y, [leaf, *hx, *layer.parameters()], upstream.to(DEVICE, dtype))
+        leaf, *given = (t.to(DEVICE, dtype).requires_grad_() for t in (x, *states, *starts))
+        hx, back = (
+            (some[0] if len(some) == 1 else tuple(some)) if some else None
+            for some in (given[: len(states)], given[len(states) :])
+        )
+        y = layer(leaf, hx, lengths=lengths, reset=reset, reset_state=back)[0]
+        gradients = torch.autograd.grad(y, [leaf, *given, *layer.parameters()], upstream.to(DEVICE, dtype))
         return {str(i): t.detach().cpu() for i, t in enumerate((y, *gradients))}
 
     with products(allowed):
