@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from close import assert_no_worse, assert_same
+from close import assert_no_worse
 from pairs import tensors
 from problems import DEVICE, DTYPES
 from small import B, H, I, T, against_the_cpu, as_hx, each_backend, each_cell, rand, small, states
