@@ -54,7 +54,7 @@ def test_one_graph_for_every_time_and_batch(cell: str, backend: str) -> None:
 
 
 @pytest.mark.skipif(REHEARSAL, reason="a CPU has no CUDA graphs, which this mode is about")
-@each_cell
+@pytest.mark.parametrize("cell", ["GRU", "LSTM"])
 def test_compiled_into_cuda_graphs(cell: str) -> None:
     layer = small(cell, "cuda", bidirectional=True)
     compiled = torch.compile(layer, fullgraph=True, mode="reduce-overhead")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from close import assert_same
 from pairs import tensors
 from problems import DEVICE, REHEARSAL
-from small import LENGTHS, B, I, T, each_backend, each_cell, each_kernel, rand, small
+from small import LENGTHS, TRITON, B, I, T, each_cell, each_kernel, rand, small
 from torch import Tensor
 
 import fusedrnn
@@ -18,8 +19,14 @@ pytestmark = pytest.mark.gpu
 NOISES = ({}, {"zoneout": 0.4}, {"recurrent_dropout": 0.4}, {"weight_dropout": 0.4})
 
 
-@pytest.mark.parametrize("noise", NOISES, ids=lambda noise: next(iter(noise), "plain"))
-@each_backend
+@pytest.mark.parametrize(
+    ("backend", "noise"),
+    [
+        *itertools.product(("cuda", "reference"), NOISES),
+        pytest.param("triton", {"recurrent_dropout": 0.4}, marks=TRITON),
+    ],
+    ids=str,
+)
 @each_cell
 def test_recompute_gives_the_same_gradients(cell: str, backend: str, noise: dict[str, Any]) -> None:
     """With the same masks, which are drawn once a call: the generator has moved on when backward runs."""

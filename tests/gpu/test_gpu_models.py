@@ -46,7 +46,8 @@ def kinds(model: nn.Module) -> list[tuple[str, type]]:
     return [(type(m).__name__, type(m).__bases__[0]) for m in model.modules()]
 
 
-def test_a_model_there_and_back() -> None:
+@pytest.mark.parametrize("backend", ["auto", "cuda"])
+def test_a_model_there_and_back(backend: str) -> None:
     """Its Parameters, momentum, hooks and checkpoints live on; it trains as the model that nobody touched."""
     host, model = Model().double(), Model().double().to(DEVICE)  # torch's layers with weight norm cannot be copied
     model.load_state_dict(host.state_dict())
@@ -63,7 +64,7 @@ def test_a_model_there_and_back() -> None:
             optimizer.step()
 
     step()
-    fusedrnn.convert(model, report=reports.append)
+    fusedrnn.convert(model, backend=backend, report=reports.append)
     step()
     step()
     kept = io.BytesIO()
