@@ -30,15 +30,15 @@ torch.manual_seed(0)
 model = Recogniser().eval()
 frames = torch.randn(FRAMES, 1, FEATURES).cumsum(0) / 8
 with torch.inference_mode():
-    whole, _ = model(frames)
+    whole = model(frames)[0].cpu()
     # frozen: weights are held once, and calls of a known shape go straight to the kernel; training inside is refused
     with fusedrnn.frozen(model):
         state, scores, seconds = None, [], []
         for frame in frames.split(1):
             begin = time.perf_counter()
             y, state = model(frame, state)
+            scores.append(y.cpu())  # an answer is there when the host has it
             seconds.append(time.perf_counter() - begin)
-            scores.append(y)
 streamed = torch.cat(scores)
 late = sorted(seconds)[int(0.95 * FRAMES)]
 print(f"largest difference from the whole run {(streamed - whole).abs().max():.1e}; 95% of frames in {late:.1e} s")
