@@ -22,7 +22,7 @@ study: setup ## the main job: fused layers, torch's layers and convolution compa
 study-full: setup ## the same with larger grids, more models and seeds: up to an hour
 	$(PY) -m benchmarks study --full $(ARGS)
 test: setup ## the whole test suite, on up to four processes
-	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadscope $(ARGS)
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadgroup $(ARGS)
 test-fast: setup ## the tests that take a moment, up to the first failure
 	$(PY) -m pytest -x -m "not slow" $(ARGS)
 check: $(VENV)/.dev ## ruff, mypy, clang-format, clang-tidy, architecture; no other tests

@@ -9,7 +9,7 @@ import torch
 from bare import label
 from close import assert_same
 from cuda_check import check, host
-from kernel_check import NOISES, noise_of
+from kernel_cases import NOISES, noise_of
 from pairs import LAYERS, B, I, T, gradients, needs_kernel, rand, tensors
 from recurrence_check import PRECISIONS, SECOND_ORDER, Case
 from stand_in import stand_in

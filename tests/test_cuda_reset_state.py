@@ -11,7 +11,7 @@ import pytest
 import torch
 from close import assert_same
 from cuda_check import ALLOW_TF32, host
-from kernel_check import NOISES, noise_of
+from kernel_cases import NOISES, noise_of
 from normed_loop import shaken
 from pairs import LAYERS, B, I, T, gradients, initial, needs_kernel, rand, tensors
 from recurrence_check import PRECISIONS, Case

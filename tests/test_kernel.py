@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import kernel_cases
 import kernel_check
 import pytest
 import torch
@@ -57,12 +58,12 @@ def supported() -> list[str]:
 @pytest.mark.parametrize("masks", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("directions", [1, 2])
 def test_agrees_with_the_reference(cell: CellSpec, directions: int, masks: tuple[bool, bool]) -> None:
-    for size in kernel_check.SIZES:
-        case = kernel_check.make(cell, directions, size, *masks)
+    for size in kernel_cases.SIZES:
+        case = kernel_cases.make(cell, directions, size, *masks)
         kernel_check.check_layer(case)
-        for given in (case, *(kernel_check.noisy(case, noise) for noise in kernel_check.NOISES)):
+        for given in (case, *(kernel_cases.noisy(case, noise) for noise in kernel_cases.NOISES)):
             kernel_check.check_scan(given)
-            if size in kernel_check.NORMED:
+            if size in kernel_cases.NORMED:
                 kernel_check.check_norm(given)
                 if given.reset is not None:
                     kernel_check.check_start(given)
@@ -70,17 +71,18 @@ def test_agrees_with_the_reference(cell: CellSpec, directions: int, masks: tuple
 
 @pytest.fixture(scope="module")
 def truths(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The cases of kernel_check and what is true of them."""
+    """The cases of the check and what is true of them."""
     path = tmp_path_factory.mktemp("kernel_check") / "truths.pt"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # of the reference's many small ops
-    kernel_check.save(path)
+    kernel_cases.save(path)
     torch.set_num_threads(threads)
     yield path
     path.unlink()
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("truths")
 @pytest.mark.parametrize("split", ["batch", "columns"])
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
 def test_every_instruction_set_and_split(name: str, split: str, truths: Path) -> None:
@@ -114,7 +116,7 @@ def test_gates_are_as_accurate_as_torchs(function: str, dtype: torch.dtype) -> N
 
 
 def test_same_call_gives_the_same_bits(cell: CellSpec) -> None:
-    case = kernel_check.make(cell, 2, (7, 13, 3, 33), True, True)
+    case = kernel_cases.make(cell, 2, (7, 13, 3, 33), True, True)
     weights, lstm = [w.float() for w in case.weights], len(case.states) == 2
     x, h0 = case.x.float(), case.states[0].float()
     c0 = case.states[1].float() if lstm else None
@@ -317,89 +319,3 @@ def test_more_steps_than_65535(cell: CellSpec) -> None:
     half = layer(x[:35_000])
     torch.testing.assert_close(layer(x[35_000:], half[1])[0], y[35_000:])
     assert layer.weight_hh_l0.grad.isfinite().all()
-
-
-# What the ops refuse, for whoever calls them directly.
-
-REFUSED = [
-    ({"reset_h": torch.zeros(1)}, "reset_h is reserved"),
-    ({"reset_c": torch.zeros(1)}, "reset_c is reserved"),
-    ({"offsets": torch.zeros(1)}, "offsets is reserved"),
-    ({"rates": [0.5]}, "rates: expected those of zoneout of h, zoneout of c and recurrent dropout, or none, got 1"),
-    ({"rates": [0.5, 0.0, 1.5]}, "rates: expected probabilities, got 1.5"),
-    ({"rates": [0.5, 0.0, float("nan")]}, "rates: expected probabilities"),
-    ({"rates": [0.5, 0.5, 0.0]}, "only the LSTM has a c"),
-    ({"rates": [0.5, 0.0, 0.5]}, "recurrent dropout is drawn by a mask_key"),
-    ({"rates": [0.5, 0.0, 0.0], "mask_key": torch.zeros(3, dtype=torch.int64)}, r"mask_key: expected \[2\], got \[3\]"),
-    ({"rates": [0.5, 0.0, 0.0], "mask_key": torch.zeros(2)}, "mask_key: expected int64"),
-    ({"cell": 7}, "cell: expected 0"),
-    ({"directions": 3}, "directions: expected 1 or 2"),
-    ({"directions": 2}, "expected a multiple of 2 streams"),
-    ({"h0": torch.zeros(1, 2, 5)}, r"h0: expected \[1, 3, 4\], got \[1, 2, 5\]"),
-    ({"h0": torch.zeros(1, 3, 4, dtype=torch.float64)}, "h0: expected the dtype"),
-    ({"c0": torch.zeros(1, 3, 4)}, "c0 is for the LSTM only"),
-    ({"lengths": torch.zeros(1, 3)}, "lengths: expected int64"),
-    ({"lengths": torch.zeros(2, 3, dtype=torch.int64)}, r"lengths: expected \[1, 3\]"),
-    ({"reset": torch.zeros(2, 3, 1)}, "reset: expected bool"),
-    ({"gates_x": torch.zeros(2, 3, 1, 12, dtype=torch.float16)}, "float32, float64 and bfloat16"),
-    ({"gates_x": torch.zeros(0, 3, 1, 12)}, "expected at least one step"),
-    ({"gates_x": torch.zeros(2, 3, 0, 12), "weight_hh": torch.zeros(0, 12, 4)}, "expected at least one stream"),
-    ({"gates_x": torch.zeros(2, 3, 1, 0), "weight_hh": torch.zeros(1, 0, 0)}, "one hidden unit"),
-]
-
-
-@pytest.mark.parametrize(("change", "text"), REFUSED, ids=[text for _, text in REFUSED])
-def test_scan_refuses(change: dict[str, object], text: str) -> None:
-    call: dict[str, object] = {
-        "gates_x": torch.zeros(2, 3, 1, 12),
-        "h0": None,
-        "c0": None,
-        "weight_hh": torch.zeros(1, 12, 4),
-        "bias_hh": None,
-        "lengths": None,
-        "reset": None,
-        "reset_h": None,
-        "reset_c": None,
-        "offsets": None,
-        "mask_key": None,
-        "rates": [],
-        "cell": 0,
-        "directions": 1,
-        "save": False,
-    }
-    assert ops.scan(**call)[0].shape == (2, 3, 1, 4)
-    with pytest.raises(RuntimeError, match=text):
-        ops.scan(**{**call, **change})
-
-
-def test_an_rnn_has_no_adjoint_of_zoneouts_mean() -> None:
-    y, weight = torch.zeros(2, 3, 1, 4), torch.zeros(1, 4, 4)
-    absent = [None] * 5
-    for rates, key in (([0.5, 0.0, 0.0], torch.zeros(2, dtype=torch.int64)), ([0.0, 0.0, 0.0], None)):
-        ops.scan_backward(
-            *absent, torch.zeros(0), y, None, None, None, weight, None, None, 2, 1, mask_key=key, rates=rates
-        )
-    with pytest.raises(RuntimeError, match="cannot be had from its output alone"):
-        ops.scan_backward(*absent, torch.zeros(0), y, None, None, None, weight, None, None, 2, 1, rates=[0.5, 0.0, 0.0])
-
-
-def test_layer_refuses_what_does_not_fit() -> None:
-    weights = [torch.zeros(12, 5), torch.zeros(12, 4)]
-    for x, given, text in (
-        (torch.zeros(2, 3, 6), weights, r"w_ih: expected \[12, 6\], got \[12, 5\]"),
-        (torch.zeros(2, 3, 5), weights[:1] * 3, "expected 2 weights a direction, got 3"),
-        (torch.zeros(2, 3, 5), [weights[0].double(), weights[1]], "w_ih: expected the dtype"),
-        (torch.zeros(3, 5), weights, r"expected x \[T, B, I\]"),
-        (torch.zeros(0, 3, 5), weights, "expected at least one step"),
-        (torch.zeros(2, 3, 5), [torch.zeros(0, 5), torch.zeros(0, 0)], "expected at least one hidden unit"),
-    ):
-        with pytest.raises(RuntimeError, match=text):
-            ops.layer(x, None, None, given, None, None, 0, False, False, False)
-
-
-def test_schemas_in_both_texts_are_the_same() -> None:
-    for schema in ops.SCHEMAS:
-        name = schema.partition("(")[0]
-        assert str(getattr(torch.ops.fusedrnn, name).default._schema) == str(
-            torch._C.parse_schema(f"fusedrnn::{schema}")
-        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import kernel_cases
 import kernel_check
 import pytest
 import torch
@@ -22,13 +23,13 @@ needs_amx = pytest.mark.skipif(
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("directions", [1, 2])
 def test_agrees_with_the_reference(cell: CellSpec, directions: int, masked: bool) -> None:
-    for size in (*kernel_check.SIZES, *kernel_check.SHARED):
-        kernel_check.check_bfloat(kernel_check.make(cell, directions, size, masked, masked))
+    for size in (*kernel_cases.SIZES, *kernel_cases.SHARED):
+        kernel_check.check_bfloat(kernel_cases.make(cell, directions, size, masked, masked))
 
 
 def _in_bfloat16(cell: CellSpec, save: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """Results in bfloat16, and those of the same call in float32, rounded."""
-    case = kernel_check.make(cell, 2, (9, 6, 5, 20), True, True)
+    case = kernel_cases.make(cell, 2, (9, 6, 5, 20), True, True)
     x, h0, *rest = (t.bfloat16() for t in (case.x, *case.states, *case.weights))
     c0, weights = (rest[0], rest[1:]) if len(case.states) == 2 else (None, rest)
     low = ops.layer(x, h0, c0, weights, case.lengths, case.reset, cell.code, True, save, True)

@@ -300,6 +300,7 @@ def build(copy: Path, flags: Iterable[str]) -> list[str]:
 def check(copy: Path, mutant: int, split: str, said: Connection) -> None:
     """In a process of its own: tests/kernel_check.py on several threads; says what was found wrong, "" for nothing."""
     os.environ.update(FUSEDRNN_SPLIT=split, FUSEDRNN_POISON="1")
+    import kernel_cases
     import kernel_check
     import torch
 
@@ -320,7 +321,7 @@ def check(copy: Path, mutant: int, split: str, said: Connection) -> None:
     for threads, last in itertools.product(THREADS, (1, 0)):
         last_is_late.value = last
         try:
-            kernel_check.check_all(kernel_check.SHARED)
+            kernel_check.check_all(kernel_cases.SHARED)
         except AssertionError as error:
             said.send(f"split {split}, {threads} threads, {error}")
             return
@@ -372,9 +373,9 @@ def main() -> int:
         import torch
 
         torch.set_num_threads(1)  # a process with threads must not fork
-        import kernel_check
+        import kernel_cases
 
-        kernel_check.prepare(kernel_check.SHARED)
+        kernel_cases.prepare(kernel_cases.SHARED)
         print(f"mutations: compiled for {instruction_set} after {time.monotonic() - begun:.0f} s", flush=True)
         wrong = seen(copy, -1)
         if wrong:
