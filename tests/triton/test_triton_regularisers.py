@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from close import assert_same
-from noisy_loop import STACK, each_layer, each_noise, make, seeded
+from noisy_loop import each_layer, each_noise, make, seeded
 from pairs import LAYERS, B, H, I, T, gradients, initial, rand, tensors
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -34,7 +34,7 @@ def equals_the_reference(layer: Any, grad: bool = True, **masks: Any) -> None:
 @each_noise
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_equals_the_reference(name: str, noise: dict[str, float], training: bool) -> None:
-    layer = make(name, **noise, **STACK).train(training)
+    layer = make(name, **noise, bidirectional=True).train(training)
     grad = training or name != "RNN" or "zoneout" not in noise  # of an RNN's mean there is no gradient
     equals_the_reference(layer, grad)
     equals_the_reference(layer, grad, lengths=torch.tensor([4, T, 1]), reset=torch.rand(T, B) < 0.4)
@@ -63,7 +63,11 @@ def test_recompute_relu_and_regimes_by_name(name: str, regime: str) -> None:
 @each_layer
 def test_packed_rows(name: str) -> None:
     """They are drawn for in the order in which they run."""
-    layer, x, found = make(name, zoneout=0.3, recurrent_dropout=0.4, **STACK), rand(T, B, I).requires_grad_(), []
+    layer, x, found = (
+        make(name, zoneout=0.3, recurrent_dropout=0.4, bidirectional=True),
+        rand(T, B, I).requires_grad_(),
+        [],
+    )
     for backend in ("triton", "reference"):
         layer.backend = backend
         torch.manual_seed(5)
