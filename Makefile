@@ -35,9 +35,9 @@ kernels-check: setup ## compile the CUDA and the Triton kernels, 0 spills: no GP
 	@$(PYTHON) tools/kernels_check.py $(CUDA_ARCHS)
 	@$(PY) tools/triton_check.py $(CUDA_ARCHS:90a=90)
 mutations: setup ## the kernels with one fault at a time, each wait left out among them; their checks have to see it
-	$(PY) tools/mutate.py
-	$(PY) tools/mutate_cuda.py
-	$(PY) tools/mutate_triton.py
+	$(PY) tools/mutate.py $(ARGS)
+	$(PY) tools/mutate_cuda.py $(ARGS)
+	$(PY) tools/mutate_triton.py $(ARGS)
 clean: ## remove .venv and everything built
 	rm -rf .venv build dist *.egg-info fusedrnn/*.so fusedrnn/_build.json .mypy_cache .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +

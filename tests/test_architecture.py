@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,56 +142,6 @@ def test_only_the_planner_module_knows_python() -> None:
         if path.suffix in {".h", ".cpp", ".cu"} and re.search(r"#include [<\"](pybind11|Python\.h)", path.read_text())
     }
     assert knowing == {"csrc/plan_module.cpp", "csrc/plan_module.h", "csrc/plan_cuda.cpp"}
-
-
-def test_mutations_find_their_places() -> None:
-    """`make mutations` tries them; here only that each still fits the kernel, and that no wait is missed."""
-    spec = importlib.util.spec_from_file_location("mutate", ROOT / "tools" / "mutate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    mutate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(mutate)
-    sources = mutate.read()
-    waits = sum(text.count(".wait()") for text in sources.values())
-    _, names = mutate.mutated(sources)
-    assert len(names) == len(set(names)) == waits + len(mutate.MUTATIONS)
-    with pytest.raises(ValueError, match="mend"):
-        mutate.mutated(sources | {mutate.BARRIER: "#pragma once\n"})
-
-
-def test_cuda_mutations_find_their_places(tmp_path: Path) -> None:
-    """Every wait in the kernels is left out in turn, and what is said to be harmless is still there."""
-    spec = importlib.util.spec_from_file_location("cuda_faults", ROOT / "tools" / "cuda_faults.py")
-    assert spec is not None
-    assert spec.loader is not None
-    faults_of = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = faults_of  # its dataclasses look there
-    spec.loader.exec_module(faults_of)
-    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    faults = faults_of.mutate(tmp_path)
-    kernels = [p for p in (ROOT / "csrc/cuda").glob("*.h") if p.name not in faults_of.API]
-    for name in ("cta_sync", "named_sync", "cluster_sync", "mbar_wait", "mbar_arrive_expect"):
-        calls = sum(len(re.findall(rf"\b{name}\(", path.read_text())) for path in kernels)
-        assert calls == sum(fault.what == f"no {name}" for fault in faults) > 0, name
-    for what, text in faults_of.HARMLESS:
-        assert any(fault.named(what, text) for fault in faults), f"{what}: {text}"
-
-
-def test_triton_mutations_find_their_places() -> None:
-    """Each fault still fits the kernels, and every barrier is left out in turn."""
-    spec = importlib.util.spec_from_file_location("triton_faults", ROOT / "tools" / "triton_faults.py")
-    assert spec is not None
-    assert spec.loader is not None
-    faults_of = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(faults_of)
-    texts = {path.stem: path.read_text() for path in (ROOT / "fusedrnn/triton_kernels").glob("*.py")}
-    names = [f"{fault.where}: {fault.what}" for fault in faults_of.FAULTS]
-    assert len(names) == len(set(names)) > 100
-    for fault in faults_of.FAULTS:
-        text = texts[fault.where.partition(".")[0]]
-        assert fault.made(text) != text
-    barriers = sum(text.count("tl.debug_barrier()") for text in texts.values())
-    assert barriers == sum(fault.old.startswith("tl.debug_barrier()") for fault in faults_of.FAULTS) > 0
 
 
 def test_files_are_short() -> None:

@@ -28,6 +28,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import sample
 from cuda_faults import HARMLESS, Fault, mutate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -189,7 +190,8 @@ def main() -> int:
     """Compiles and tries every fault; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("only", nargs="*", help="parts of the faults' names; all of them by default")
-    only = parser.parse_args().only
+    sample.add_argument(parser)
+    options = parser.parse_args()
     begun = time.monotonic()
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if not compiler:
@@ -212,7 +214,9 @@ def main() -> int:
             print("\n".join(["mutations: the copy is wrong without any:", *wrong]))
             return 1
         print(f"mutations: right without any after {time.monotonic() - begun:.0f} s", flush=True)
-        numbers = [i for i, fault in enumerate(faults) if not only or any(part in str(fault) for part in only)]
+        parts = options.only
+        numbers = [i for i, fault in enumerate(faults) if not parts or any(part in str(fault) for part in parts)]
+        numbers = [numbers[i] for i in sample.chosen([str(faults[i]) for i in numbers], options.one_in)]
         bad = 0
         for number, found in check.try_all(numbers, past):
             fault = faults[number]

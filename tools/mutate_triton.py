@@ -27,6 +27,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import sample
 from triton_faults import FAULTS, HARMLESS, Fault
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -181,7 +182,8 @@ def main() -> int:
     """Tries every fault; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("only", nargs="*", help="parts of the faults' names or functions; all of them by default")
-    only = parser.parse_args().only
+    sample.add_argument(parser)
+    options = parser.parse_args()
     begun = time.monotonic()
     os.environ.update(TRITON_INTERPRET="1", FUSEDRNN_POISON="1")  # read when triton and fusedrnn are imported
     sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/triton")]
@@ -189,7 +191,9 @@ def main() -> int:
 
     from fusedrnn import triton_plan
 
-    faults = [fault for fault in FAULTS if not only or any(part in f"{fault.where}: {fault.what}" for part in only)]
+    names, parts = [f"{fault.where}: {fault.what}" for fault in FAULTS], options.only
+    numbers = [i for i, name in enumerate(names) if not parts or any(part in name for part in parts)]
+    faults = [FAULTS[numbers[i]] for i in sample.chosen([names[i] for i in numbers], options.one_in)]
     reason = triton_plan.missing()
     try:
         for fault in FAULTS:
@@ -219,7 +223,7 @@ def main() -> int:
         missed += bool(found) == bool(proof)
         print(f"{fault.where}: {fault.what}: {verdict}", flush=True)
     for name, _ in HARMLESS:
-        if name not in {f"{fault.where}: {fault.what}" for fault in FAULTS}:
+        if name not in names:
             print(f"HARMLESS names a fault that is not there: {name}")
             missed += 1
     print(f"mutations: {len(faults)} tried, {missed} to mend, {time.monotonic() - begun:.0f} s")

@@ -1,0 +1,41 @@
+"""One fault in N for a run that has to be short: which, changes with the sources, so that each has its turn."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def add_argument(parser: argparse.ArgumentParser) -> None:
+    """`--one-in N`."""
+    text = "try about one fault in N: which, changes with csrc/ and the Triton kernels"
+    parser.add_argument("--one-in", type=int, default=1, metavar="N", help=text)
+
+
+def chosen(names: Sequence[str], one_in: int, root: Path = ROOT) -> list[int]:
+    """The places of those to try: all, or about one in `one_in`, at least one if there is any.
+
+    Raises:
+        ValueError: `one_in` is less than 1.
+    """
+    if one_in < 1:
+        raise ValueError(f"--one-in: expected at least 1, got {one_in}")
+    seed = hashlib.sha256()
+    for path in _sources(root):
+        seed.update(path.read_bytes())
+
+    def rank(place: int) -> bytes:
+        own = seed.copy()
+        own.update(names[place].encode())
+        return own.digest()
+
+    return sorted(sorted(range(len(names)), key=rank)[: -(-len(names) // one_in)])
+
+
+def _sources(root: Path) -> Iterable[Path]:
+    folders, suffixes = (root / "csrc", root / "fusedrnn" / "triton_kernels"), {".h", ".cpp", ".cu", ".py"}
+    return sorted(path for folder in folders for path in folder.rglob("*") if path.suffix in suffixes)
