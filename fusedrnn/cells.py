@@ -18,6 +18,11 @@ _TORCH_OPS: dict[str, Any] = {spec.name: getattr(_VF, f"{spec.name}_cell") for s
 class _Cell(StandIn, nn.RNNCellBase):
     """All that the three cells share."""
 
+    def extra_repr(self) -> str:
+        """What torch's cells say, and a backend that was asked for."""
+        said: str = nn.RNNCellBase.extra_repr(self)
+        return said if self.backend == backends.AUTO else f"{said}, backend={self.backend!r}"
+
     def _run(self, spec: CellSpec, x: Tensor, hx: Any, given: list[Tensor]) -> Any:
         """The next states, as torch's forward returns them; `given` are the states in hx."""
         by_torch = self._by_torch()

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import UnsupportedProblem
+
 
 def input_rank(name: str, rank: int) -> None:
     """A layer's input is [T, B, I] or [T, I]."""
@@ -182,12 +184,18 @@ def layer_norm(value: object) -> None:
         raise TypeError(f"layer_norm: Expected True or False, got {type(value).__name__}")
 
 
-def bptt(steps: object) -> None:
-    """A number of steps, or None."""
+def bptt(steps: object, zoneout: Any, recurrent_dropout: Any) -> None:
+    """A number of steps, or None; and no noise in the loop beside it."""
     if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool)):
         raise TypeError(f"bptt: Expected a number of steps, or None, got {type(steps).__name__}")
     if steps is not None and steps < 1:
         raise ValueError(f"bptt: Expected at least 1 step, or None for gradients through all of them, got {steps}")
+    held = any(zoneout) if isinstance(zoneout, (tuple, list)) else zoneout
+    if steps is not None and (held or recurrent_dropout):
+        raise UnsupportedProblem(
+            "bptt goes with neither zoneout nor recurrent_dropout: its segments run side by side, and would be drawn "
+            "others. Call the layer window by window, each from the detached states of the one before"
+        )
 
 
 def _tensor(name: str, mask: object) -> None:

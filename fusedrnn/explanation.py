@@ -13,7 +13,7 @@ from . import checks, gpu_plan, jagged, modes, triton_plan
 from .backends import AUTO, BACKENDS, dtype_name, override, pick
 from .errors import BackendUnavailable, UnsupportedProblem
 from .spec import OF_THE_LOOP, Problem, by_mode, rates
-from .stack import NO_BPTT, compute_dtype, truncates
+from .stack import compute_dtype, truncates
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,6 @@ def explain(
     asked = str(override() or getattr(layer, "backend", AUTO))
     chosen, refusal = None, None
     try:
-        if problem.bptt and (problem.zoneout or problem.recurrent_dropout):
-            raise UnsupportedProblem(NO_BPTT)
         chosen = pick(asked, problem)
     except (UnsupportedProblem, BackendUnavailable) as error:
         refusal = str(error)

@@ -264,7 +264,7 @@ def _public(
         reset_state = checks.reset_state(reset_state, reset, shapes, weights[0])
     for which in REGULARISERS:
         checks.probability(which, options[which], len(spec.states) if which == "zoneout" else 1)
-    checks.bptt(options["bptt"])
+    checks.bptt(options["bptt"], options["zoneout"], options["recurrent_dropout"])
     if input.shape[0] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     masks = {"lengths": lengths, "reset": reset, "reset_state": reset_state, "return_states": return_states}

@@ -21,6 +21,9 @@ from .errors import UnsupportedProblem
 from .spec import by_mode, norm_names
 from .standin import REGULARISERS, StandIn, onnx_exports, regularisers, torchscript_traces
 
+BESIDE = ("bptt", "zoneout", "recurrent_dropout")
+"""Options of a layer that do not all go together."""
+
 
 class States(NamedTuple):
     """Every state of every step.
@@ -73,6 +76,9 @@ class _Layer(StandIn, nn.RNNBase):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in REGULARISERS:
             checks.probability(name, value, 2 if name == "zoneout" and self.mode == "LSTM" else 1)
+        if name in BESIDE:
+            given = {other: getattr(self, other) for other in BESIDE} | {name: value}
+            checks.bptt(*given.values())
         super().__setattr__(name, value)
 
     @property
@@ -104,8 +110,9 @@ class _Layer(StandIn, nn.RNNBase):
 
     def extra_repr(self) -> str:
         """What torch's layers say, and what they have not."""
-        own = [f", {name}={getattr(self, name)}" for name in regularisers(self)]
-        return nn.RNNBase.extra_repr(self) + "".join(own) + (", layer_norm=True" if self.layer_norm else "")
+        unlike = {"layer_norm": False, "bptt": None, "recompute": False, "backend": "auto"}
+        names = [*regularisers(self), *(name for name, usual in unlike.items() if getattr(self, name) != usual)]
+        return nn.RNNBase.extra_repr(self) + "".join(f", {name}={getattr(self, name)!r}" for name in names)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What torch.jit.script compiles in our place."""

@@ -220,7 +220,7 @@ def previous(
     directions: int,
     start: Tensor | None = None,
 ) -> Tensor:
-    """The state that each step started from, [T,B,S,H]; of a step beyond its row's length, something finite.
+    """The state that each step started from, [T,B,S,H]; 0 of a step beyond its row's length.
 
     Args:
         y: [T,B,S,H], the states after each step.
@@ -334,17 +334,19 @@ def _forward(
     for t in _walk(steps, reverse):
         live, cut = _rows(t, reverse, steps, lengths, reset)
         h, c = _zero(cut, h, start_h), None if c is None else _zero(cut, c, start_c)
-        seen = h if dropout is None else h * dropout
+        # 0 times NaN is no 0: of a row that has not got the step, nothing enters its products
+        old_h, old_c = _only(live, h), None if c is None else _only(live, c)
+        seen = old_h if dropout is None else old_h * dropout
         gates_h = seen @ w_hh.mT
         gates_h = standardised(gates_h, cell) * norms[0].unsqueeze(1) if norms else gates_h
         gates_h = gates_h if b_hh is None else gates_h + b_hh.unsqueeze(1)
         gates = activate(gates_x[t], gates_h, cell)
-        new_h, new_c = advance(gates, h, c, cell, [t.unsqueeze(1) for t in norms[1:]])
-        new_h = _zoned(held_h, t, h, new_h if w_hr is None else new_h @ w_hr.mT)
+        new_h, new_c = advance(gates, old_h, old_c, cell, [t.unsqueeze(1) for t in norms[1:]])
+        new_h = _zoned(held_h, t, old_h, new_h if w_hr is None else new_h @ w_hr.mT)
         ys[t], kept[t] = _only(live, new_h), _only(live, gates)
         h = _only(live, new_h, h)
         if new_c is not None:
-            new_c = _zoned(held_c, t, cast(Tensor, c), new_c)
+            new_c = _zoned(held_c, t, cast(Tensor, old_c), new_c)
             cs[t], c = _only(live, new_c), _only(live, new_c, cast(Tensor, c))
     none = gates_x.new_zeros(0)
     gates = _in_time(kept) if cell.kept else none
@@ -362,6 +364,9 @@ def _previous(
     if reverse and lengths is not None:
         steps = torch.arange(1, y.shape[0] + 1, device=y.device).view(-1, 1, 1)
         shifted = torch.where((steps == lengths).unsqueeze(-1), first, shifted)
+    if lengths is not None:
+        steps = torch.arange(y.shape[0], device=y.device).view(-1, 1, 1)
+        shifted = torch.where((steps < lengths).unsqueeze(-1), shifted, 0)
     return (shifted,)
 
 

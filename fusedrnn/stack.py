@@ -11,8 +11,7 @@ from torch import _VF, Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from . import autograd, backends, cudnn, modes, normed, philox, reference, truncated
-from .errors import UnsupportedProblem
+from . import autograd, backends, cudnn, formula, modes, normed, philox, reference, truncated
 from .spec import CELLS, GRU, LSTM, CellSpec, Problem, norm_names
 from .spec import rates as noise_rates
 
@@ -77,7 +76,7 @@ def recurrent(
 
     Raises:
         ValueError: there is no backend called `backend`.
-        UnsupportedProblem: the backend asked for cannot take this call, or bptt not with zoneout or recurrent dropout.
+        UnsupportedProblem: the backend asked for cannot take this call.
         BackendUnavailable: the backend asked for does not exist on this machine.
     """
     low = modes.autocast_dtype(input)
@@ -111,8 +110,6 @@ def recurrent(
     steps, rows, features = input.shape
     grad = torch.is_grad_enabled() and autograd.any_requires_grad(input, *(hx or ()), *weights, *(reset_state or ()))
     cut = bptt if truncates(bptt, steps, grad, traced) else None
-    if rates and cut is not None:
-        raise UnsupportedProblem(NO_BPTT)
     problem = Problem(
         spec,
         steps,
@@ -147,8 +144,8 @@ def recurrent(
     if backends.has_route(chosen):
         run = partial(fused, route=backends.route(chosen, input.dtype))
     by_one_op = chosen == "cpu" and fused is autograd.layer and not traced and not rates
-    if lengths is not None and not by_one_op and (grad or (traced and torch.is_grad_enabled())):
-        input = _without_padding(input, lengths)
+    if not by_one_op:  # which never reads what is not real
+        input = formula.without_padding(input, lengths)
     keys = philox.new_keys(num_layers, input.device) if rates and training else None
     norms: Sequence[Tensor] = ()
     if layer_norm:
@@ -180,12 +177,6 @@ def with_weight_dropout(weights: Sequence[Tensor], streams: int, probability: fl
     """The weights with torch's dropout over every W_hh."""
     each = len(weights) // streams
     return [F.dropout(w, probability) if i % each == 1 else w for i, w in enumerate(weights)]
-
-
-def _without_padding(x: Tensor, lengths: Tensor) -> Tensor:
-    """Zeros beyond each row's length: dW_ih sums over all steps, and 0 times NaN would be no 0."""
-    beyond = torch.arange(x.shape[0], device=x.device).unsqueeze(1) >= lengths
-    return x.masked_fill(beyond.unsqueeze(2), 0)
 
 
 def _norms_apart(weights: Sequence[Tensor], streams: int, norms: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -230,12 +221,6 @@ def compute_dtype(spec: CellSpec, x: Tensor, hx: Sequence[Tensor] | None, compos
     carried = (hx[-1] if hx else x).dtype
     wide = x.is_cpu and (spec is GRU or (composite and spec is LSTM)) and carried != torch.float64
     return torch.promote_types(carried, low) if wide else low
-
-
-NO_BPTT = (
-    "bptt goes with neither zoneout nor recurrent_dropout: its segments run side by side, and would be drawn "
-    "others. Call the layer window by window, each from the detached states of the one before"
-)
 
 
 def truncates(bptt: int | None, steps: int, grad: bool, traced: bool) -> bool:

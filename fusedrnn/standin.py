@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from . import backends, checks, modes
+from . import backends, modes
 
 REGULARISERS = ("zoneout", "recurrent_dropout", "weight_dropout")
 """What is 0 in torch's layers, and changes what a layer computes where it is not."""
@@ -27,8 +27,6 @@ class StandIn(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "backend":
             backends.check_name(value)
-        elif name == "bptt":
-            checks.bptt(value)
         super().__setattr__(name, value)
 
     def _read(self, names: Sequence[str]) -> list[Tensor]:

@@ -32,8 +32,8 @@ LAYERS = (
     {"adjoint", "backends", "triton_ops"},
     {"triton_plan"},
     {"batching", "cudnn", "gpu_plan", "measured", "products", "reference", "second", "units"},
-    {"ops"},
-    {"_build", "_plan", "checks", "errors", "modes", "philox", "spec", "triton_kernels", "truncated"},
+    {"checks", "ops"},
+    {"_build", "_plan", "errors", "modes", "philox", "spec", "triton_kernels", "truncated"},
 )
 # Inside triton_kernels, likewise.
 KERNEL_LAYERS = ({"launch"}, {"grid"}, {"backward", "forward"}, {"walk"}, {"cells", "config", "noise"}, {"__init__"})

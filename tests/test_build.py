@@ -132,6 +132,7 @@ def cmake(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("cmake")
 def test_setup_and_cmake_compile_the_same_sources(cmake: tuple[str, Path]) -> None:
     built: dict[str, list[str]] = {}
     commands: dict[str, str] = {}
@@ -154,6 +155,7 @@ def test_setup_and_cmake_compile_the_same_sources(cmake: tuple[str, Path]) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("cmake")
 def test_cpp(cmake: tuple[str, Path]) -> None:
     """CTest: what tests/cpp holds."""
     command, folder = cmake

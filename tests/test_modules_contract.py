@@ -85,6 +85,12 @@ def test_repr(name: str, options: dict[str, Any]) -> None:
 
 
 @each_layer
+def test_repr_says_what_torchs_layers_have_not(name: str) -> None:
+    layer = getattr(fusedrnn, name)(I, H, bptt=3, recompute=True, layer_norm=True, backend="cpu")
+    assert repr(layer) == f"{name}({I}, {H}, layer_norm=True, bptt=3, recompute=True, backend='cpu')"
+
+
+@each_layer
 def test_positional_arguments_mean_what_torch_documents(name: str) -> None:
     args = (I, H, 2, *("relu",) * (name == "RNN"), False, True, 0.25, True, *(2,) * (name == "LSTM"))
     ours, stock = getattr(fusedrnn, name)(*args), getattr(nn, name)(*args)

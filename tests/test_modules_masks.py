@@ -50,6 +50,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+def seeded(call: Callable[[], list[Tensor]]) -> Callable[[], list[Tensor]]:
+    """The call, which draws the same every time."""
+
+    def run() -> list[Tensor]:
+        torch.manual_seed(5)
+        return call()
+
+    return run
+
+
 @each_layer
 @each_backend
 @pytest.mark.parametrize("option", OPTIONS)
@@ -62,10 +72,45 @@ def test_nan_beyond_a_rows_length_reaches_no_gradient(name: str, backend: str, o
         more = {"reset": torch.rand(T, B) < 0.3, "reset_state": (start, start) if name == "LSTM" else start}
     for beyond in (0.0, torch.nan):
         x = clean.masked_fill((torch.arange(T).unsqueeze(1) >= lengths).unsqueeze(2), beyond).requires_grad_()
-        torch.manual_seed(5)
-        out = tensors(ours(x, None, lengths, **more))
-        found.append(out + gradients(out, [x, *ours.parameters()]))
+        leaves = [x, *ours.parameters()]
+        run = seeded(lambda x=x: tensors(ours(x, None, lengths, **more)))
+        out = run()
+        found.append(out + gradients(out, leaves))
+        slopes = torch.autograd.grad(run()[0].square().sum(), leaves, create_graph=True)
+        found[-1] += [*slopes, *gradients([sum(t.square().sum() for t in slopes)], leaves)]  # type: ignore[list-item]
     assert_same(found[1], found[0])
+
+
+@each_layer
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("option", ["plain", "layer_norm", "noise"])
+def test_nan_beyond_a_rows_length_reaches_no_output(name: str, backend: str, option: str) -> None:
+    """In bfloat16 torch's product on a CPU lets it reach the rows beside it."""
+    options = OPTIONS[option] | {"backend": backend}
+    ours = getattr(fusedrnn, name)(5, 16, dtype=torch.bfloat16, **options).eval()
+    x, lengths = rand(6, 3, 5).bfloat16(), torch.tensor([2, 6, 3])
+    x = x.masked_fill((torch.arange(6).unsqueeze(1) >= lengths).unsqueeze(2), torch.nan)
+    with torch.no_grad():
+        assert all(t.isfinite().all() for t in tensors(ours(x, None, lengths)))
+
+
+@each_layer
+@each_backend
+@pytest.mark.parametrize("graph", [False, True])
+def test_states_that_no_step_starts_from_reach_no_gradient(name: str, backend: str, graph: bool) -> None:
+    """The initial state of a row of no steps, and where a reset beyond a row's length would go back to."""
+    ours = getattr(fusedrnn, name)(I, H, bidirectional=True, dtype=torch.double, backend=backend)
+    lengths, reset = torch.tensor([0, T, 2]), torch.zeros(T, B, dtype=torch.bool)
+    reset[3, 2] = True
+    infinite = torch.full((2, H), torch.inf, dtype=torch.double)
+    hx = rand(2, B, H)
+    hx[:, 0] = torch.nan
+    state = (hx, hx) if name == "LSTM" else hx
+    start = (infinite, infinite) if name == "LSTM" else infinite
+    for more in ({}, {"reset": reset, "reset_state": start}):
+        y = ours(rand(T, B, I), state, lengths, **more)[0]
+        found = torch.autograd.grad(y.sum(), list(ours.parameters()), create_graph=graph)
+        assert all(t.isfinite().all() for t in (y, *found))
 
 
 @each_layer

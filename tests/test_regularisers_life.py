@@ -217,17 +217,20 @@ def test_the_reference_refuses_what_cannot_be() -> None:
 @each_layer
 def test_bptt_is_refused_with_noise(name: str) -> None:
     """Its segments run as rows of one call: they would be drawn other masks."""
-    layer, x = make(name, zoneout=0.3, bptt=2), rand(T, B, I)
-    with pytest.raises(UnsupportedProblem, match="bptt goes with neither zoneout nor recurrent_dropout"):
-        layer(x)
-    told = fusedrnn.explain(layer, x)
-    assert told.chosen is None
-    assert "bptt goes with neither" in str(told)
-    with torch.no_grad():
-        layer(x)
-        assert fusedrnn.explain(layer, x).chosen == "cpu"
-    layer.zoneout, layer.weight_dropout = 0.0, 0.3
-    layer(x)
+    text = "bptt goes with neither zoneout nor recurrent_dropout"
+    both = (0.0, 0.3) if name == "LSTM" else 0.3
+    for noise in ({"zoneout": both}, {"recurrent_dropout": 0.3}):
+        with pytest.raises(UnsupportedProblem, match=text):
+            make(name, bptt=2, **noise)
+    layer = make(name, zoneout=0.3)
+    with pytest.raises(UnsupportedProblem, match=text):
+        layer.bptt = 2
+    assert layer.bptt is None
+    function, weights = getattr(fusedrnn.functional, name.lower()), list(layer.parameters())
+    with torch.no_grad(), pytest.raises(UnsupportedProblem, match=text):
+        function(rand(T, B, I), None, weights, zoneout=0.3, bptt=2)
+    layer.zoneout, layer.weight_dropout, layer.bptt = 0.0, 0.3, 2
+    layer(rand(T, B, I))
 
 
 @each_layer

@@ -22,6 +22,7 @@ import triton_check
 from triton_check import DEVICES, Job, Report, fault, weight_loads
 
 pytestmark = [
+    pytest.mark.xdist_group("compiled"),
     pytest.mark.slow,
     pytest.mark.skipif(
         triton_plan.missing() is not None and not os.environ.get("CI"), reason=str(triton_plan.missing())

@@ -42,10 +42,14 @@ def build(csrc: Path = ROOT / "csrc", out: Path = ROOT / "build" / "host_device"
         digest.update(path.relative_to(csrc).as_posix().encode() + b"\0" + path.read_bytes())
     folder = out / digest.hexdigest()[:16]
     library = folder / "fusedrnn_host.so"
+    if library.exists():  # perhaps where nothing may be written
+        return library
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
         if not library.exists():
+            for left in folder.glob("*.o"):  # of one that was killed
+                left.unlink()
             compile_all(csrc, library)
     return library
 
