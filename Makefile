@@ -24,7 +24,7 @@ study-full: setup ## the same with larger grids, more models and seeds: up to an
 test: setup ## the whole test suite, on up to four processes
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadgroup $(ARGS)
 test-fast: setup ## the tests that take a moment, up to the first failure
-	$(PY) -m pytest -x -m "not slow" $(ARGS)
+	$(PY) -m pytest -x -n auto --maxprocesses 4 -m "not slow" $(ARGS)
 check: $(VENV)/.dev ## ruff, mypy, clang-format, clang-tidy, architecture; no other tests
 	$(PY) tools/check.py
 bench: setup ## the benchmark cases under pytest-benchmark
