@@ -222,7 +222,7 @@ def test_beside_torchs_class_in_multiple_inheritance(name: str) -> None:
     layer.load_state_dict(stock.state_dict())
     x, hx = rand(T, B, I), initial(stock)
     assert isinstance(layer, getattr(nn, name))
-    assert (layer.backend, repr(layer)) == ("reference", repr(stock))
+    assert repr(layer) == repr(stock).removesuffix(")") + ", backend='reference')"
     assert_same(tensors(layer(x, hx)), tensors(stock(x, hx)))
     assert_same(tensors(copy.deepcopy(layer)(x, hx)), tensors(stock(x, hx)))
 
