@@ -76,7 +76,8 @@ def gru(
     Raises:
         ValueError: a dtype, a number of weights, a mask or a probability does not fit; there is no such backend.
         RuntimeError: a size or a device does not fit, or T is 0.
-        UnsupportedProblem: the backend asked for cannot take this call.
+        UnsupportedProblem: the backend asked for cannot take this call, or bptt is given beside zoneout or
+            recurrent_dropout.
         BackendUnavailable: the backend asked for does not exist on this machine.
 
     Numerics: bfloat16 is accumulated and carried in float32; the same call gives the same bits.

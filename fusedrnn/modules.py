@@ -78,7 +78,7 @@ class _Layer(StandIn, nn.RNNBase):
             checks.probability(name, value, 2 if name == "zoneout" and self.mode == "LSTM" else 1)
         if name in BESIDE:
             given = {other: getattr(self, other) for other in BESIDE} | {name: value}
-            checks.bptt(*given.values())
+            checks.bptt(given["bptt"], given["zoneout"], given["recurrent_dropout"])
         super().__setattr__(name, value)
 
     @property
@@ -349,8 +349,8 @@ class GRU(_Layer):
         weight_ln_ih_l{k}, weight_ln_hh_l{k}, ...: gains [3*H], with `layer_norm`. All 1.
 
     Raises:
-        TypeError, ValueError: as torch.nn.GRU; also ValueError for an unknown backend or for no probability, TypeError
-            where layer_norm is no bool.
+        TypeError, ValueError: as torch.nn.GRU; also ValueError for an unknown backend, for no probability, or for bptt
+            beside zoneout or recurrent_dropout, TypeError where layer_norm is no bool.
 
     Source: Cho et al. 2014, arXiv:1406.1078v1, with the reset gate after the product, as cuDNN and torch have it.
     """

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 os.environ.setdefault("FUSEDRNN_POISON", "1")  # the library asks once: before it is imported
-# OpenMP asks once too: beside a busy process, threads that spin while they wait make small calls a hundred times slower
+# OpenMP asks once too: beside a busy process, threads that spin while they wait make small calls many times slower
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from close import assert_same
+from noisy_loop import seeded
 from pairs import LAYERS, B, H, I, T, gradients, initial, needs_kernel, pair, rand, tensors
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -50,16 +51,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def seeded(call: Callable[[], list[Tensor]]) -> Callable[[], list[Tensor]]:
-    """The call, which draws the same every time."""
-
-    def run() -> list[Tensor]:
-        torch.manual_seed(5)
-        return call()
-
-    return run
-
-
 @each_layer
 @each_backend
 @pytest.mark.parametrize("option", OPTIONS)
@@ -73,10 +64,9 @@ def test_nan_beyond_a_rows_length_reaches_no_gradient(name: str, backend: str, o
     for beyond in (0.0, torch.nan):
         x = clean.masked_fill((torch.arange(T).unsqueeze(1) >= lengths).unsqueeze(2), beyond).requires_grad_()
         leaves = [x, *ours.parameters()]
-        run = seeded(lambda x=x: tensors(ours(x, None, lengths, **more)))
-        out = run()
+        out, again = (seeded(ours, x, None, lengths, **more) for _ in range(2))
         found.append(out + gradients(out, leaves))
-        slopes = torch.autograd.grad(run()[0].square().sum(), leaves, create_graph=True)
+        slopes = torch.autograd.grad(again[0].square().sum(), leaves, create_graph=True)
         found[-1] += [*slopes, *gradients([sum(t.square().sum() for t in slopes)], leaves)]  # type: ignore[list-item]
     assert_same(found[1], found[0])
 

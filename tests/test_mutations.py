@@ -65,11 +65,13 @@ def test_a_short_run_takes_other_faults_after_every_change(tmp_path: Path) -> No
     taken = []
     for text in ("int a;", "int b;", "int b;"):
         (tmp_path / "csrc/scan.h").write_text(text)
-        taken.append(chosen(names, 6, tmp_path))
+        taken.append(chosen(names, (), 6, tmp_path))
     assert [len(found) for found in taken] == [16] * 3
     assert taken[0] != taken[1] == taken[2]
-    assert chosen(names, 1) == list(range(93))
-    assert chosen(names[:2], 6) in ([0], [1])
-    assert chosen([], 6) == []
+    assert chosen(names) == list(range(93))
+    assert chosen(names[:2], (), 6) in ([0], [1])
+    assert chosen([], (), 6) == []
+    assert chosen(names, ["lt 3", "lt 92"]) == [3, *range(30, 40), 92]
+    assert len(chosen(names, ["lt 3"], 6)) == 2
     with pytest.raises(ValueError, match="expected at least 1, got 0"):
-        chosen(names, 0)
+        chosen(names, (), 0)

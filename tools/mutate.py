@@ -118,8 +118,8 @@ def main() -> int:
     import sources
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sample.add_argument(parser)
-    one_in = parser.parse_args().one_in
+    sample.add_arguments(parser)
+    options = parser.parse_args()
     begun = time.monotonic()
     facts = "from fusedrnn import _build, ops; print(_build.compiler() is not None, ops.instruction_set)"
     told = subprocess.run(
@@ -155,7 +155,7 @@ def main() -> int:
         here = [i for i, name in enumerate(names) if not name.startswith("bfloat") or instruction_set == "amx"]
         if len(here) < len(names):
             print(f"mutations: {len(names) - len(here)} of the bfloat16 loop are not tried: it needs AMX", flush=True)
-        here = [here[i] for i in sample.chosen([names[i] for i in here], one_in)]
+        here = [here[i] for i in sample.chosen([names[i] for i in here], options.only, options.one_in)]
         for mutant in here:
             name, found = names[mutant], seen(copy, mutant)
             missed += not found

@@ -189,8 +189,7 @@ class Trial(NamedTuple):
 def main() -> int:
     """Compiles and tries every fault; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("only", nargs="*", help="parts of the faults' names; all of them by default")
-    sample.add_argument(parser)
+    sample.add_arguments(parser)
     options = parser.parse_args()
     begun = time.monotonic()
     compiler = shutil.which(os.environ.get("CXX", "g++"))
@@ -214,9 +213,7 @@ def main() -> int:
             print("\n".join(["mutations: the copy is wrong without any:", *wrong]))
             return 1
         print(f"mutations: right without any after {time.monotonic() - begun:.0f} s", flush=True)
-        parts = options.only
-        numbers = [i for i, fault in enumerate(faults) if not parts or any(part in str(fault) for part in parts)]
-        numbers = [numbers[i] for i in sample.chosen([str(faults[i]) for i in numbers], options.one_in)]
+        numbers = sample.chosen([str(fault) for fault in faults], options.only, options.one_in)
         bad = 0
         for number, found in check.try_all(numbers, past):
             fault = faults[number]

@@ -181,8 +181,7 @@ def try_all(faults: list[Fault], every: list[Run]) -> Iterator[tuple[Fault, str]
 def main() -> int:
     """Tries every fault; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("only", nargs="*", help="parts of the faults' names or functions; all of them by default")
-    sample.add_argument(parser)
+    sample.add_arguments(parser)
     options = parser.parse_args()
     begun = time.monotonic()
     os.environ.update(TRITON_INTERPRET="1", FUSEDRNN_POISON="1")  # read when triton and fusedrnn are imported
@@ -191,9 +190,8 @@ def main() -> int:
 
     from fusedrnn import triton_plan
 
-    names, parts = [f"{fault.where}: {fault.what}" for fault in FAULTS], options.only
-    numbers = [i for i, name in enumerate(names) if not parts or any(part in name for part in parts)]
-    faults = [FAULTS[numbers[i]] for i in sample.chosen([names[i] for i in numbers], options.one_in)]
+    names = [f"{fault.where}: {fault.what}" for fault in FAULTS]
+    faults = [FAULTS[i] for i in sample.chosen(names, options.only, options.one_in)]
     reason = triton_plan.missing()
     try:
         for fault in FAULTS:

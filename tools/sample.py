@@ -1,4 +1,4 @@
-"""One fault in N for a run that has to be short: which, changes with the sources, so that each has its turn."""
+"""Which faults a run tries: all, those of a name, or one in N, which changes with the sources: each has its turn."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def add_argument(parser: argparse.ArgumentParser) -> None:
-    """`--one-in N`."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Parts of names, and `--one-in N`."""
+    parser.add_argument("only", nargs="*", help="parts of the faults' names; all of them by default")
     text = "try about one fault in N: which, changes with csrc/ and the Triton kernels"
     parser.add_argument("--one-in", type=int, default=1, metavar="N", help=text)
 
 
-def chosen(names: Sequence[str], one_in: int, root: Path = ROOT) -> list[int]:
-    """The places of those to try: all, or about one in `one_in`, at least one if there is any.
+def chosen(names: Sequence[str], only: Sequence[str] = (), one_in: int = 1, root: Path = ROOT) -> list[int]:
+    """The places of those to try: with a part of `only` in the name, and of these about one in `one_in`, at least one.
 
     Raises:
         ValueError: `one_in` is less than 1.
@@ -33,7 +34,8 @@ def chosen(names: Sequence[str], one_in: int, root: Path = ROOT) -> list[int]:
         own.update(names[place].encode())
         return own.digest()
 
-    return sorted(sorted(range(len(names)), key=rank)[: -(-len(names) // one_in)])
+    places = [place for place, name in enumerate(names) if not only or any(part in name for part in only)]
+    return sorted(sorted(places, key=rank)[: -(-len(places) // one_in)])
 
 
 def _sources(root: Path) -> Iterable[Path]:
